@@ -1,0 +1,72 @@
+"""What can go wrong for a user, and how each way is answered.
+
+    MacerError                      anything a user can cause or repair
+    ├── ParameterError              a value outside its allowed range
+    ├── CheckpointError             a checkpoint that is missing, damaged or of an unknown schema
+    ├── DataError                   a data set that is missing or not laid out as expected
+    ├── LogError                    a certification log that cannot be read or continued
+    ├── TrainingError               a run that cannot start, continue or converge
+    ├── EngineError                 a voter that cannot do what was asked of it
+    │   └── EngineMismatchError     two voters that do not compute the same base classifier
+    └── UploadError                 an upload that is not an acceptable image
+        ├── UndecodableError        damaged, empty, or not an image at all
+        ├── UnsupportedTypeError    an image, of a kind that is not accepted
+        └── TooLargeError           too many bytes or pixels
+
+Every class carries the HTTP status and the exit code with which the edges answer it, so that the two
+tables cannot drift apart.
+"""
+
+from __future__ import annotations
+
+
+class MacerError(Exception):
+    """An error that a user can cause or repair; its message says what to do."""
+
+    status: int = 500
+    exit_code: int = 1
+    title: str = "Error"
+
+
+class ParameterError(MacerError, ValueError):
+    status, exit_code, title = 422, 2, "Parameter outside its allowed range"
+
+
+class CheckpointError(MacerError):
+    status, exit_code, title = 500, 3, "Checkpoint cannot be used"
+
+
+class DataError(MacerError):
+    status, exit_code, title = 500, 4, "Data set cannot be used"
+
+
+class LogError(MacerError):
+    status, exit_code, title = 500, 5, "Certification log cannot be used"
+
+
+class TrainingError(MacerError):
+    status, exit_code, title = 500, 6, "Training stopped"
+
+
+class EngineError(MacerError):
+    status, exit_code, title = 503, 7, "Voter cannot answer"
+
+
+class EngineMismatchError(EngineError):
+    title = "Voters do not compute the same base classifier"
+
+
+class UploadError(MacerError):
+    status, exit_code, title = 400, 8, "Upload cannot be used"
+
+
+class UndecodableError(UploadError):
+    title = "Image cannot be decoded"
+
+
+class UnsupportedTypeError(UploadError):
+    status, title = 415, "Image type is not supported"
+
+
+class TooLargeError(UploadError):
+    status, title = 413, "Image is too large"
