@@ -1,0 +1,54 @@
+"""Bounds on binomial probabilities and the radii that follow from them.
+
+All bounds err on the safe side in floating point: what is returned never claims more than the exact bound.
+"""
+
+from __future__ import annotations
+
+import math
+
+from scipy.special import betainc, betaincinv, ndtri
+
+from macer_serve.errors import ParameterError
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises `ParameterError` unless 0 < alpha < 0.5."""
+    if not 0.0 < alpha < 0.5:
+        raise ParameterError(f"alpha must lie strictly between 0 and 0.5, not {alpha}")
+
+
+def clopper_pearson_lower(k: int, n: int, alpha: float) -> float:
+    """The exact one-sided lower bound of p after k successes in n trials, at level alpha.
+
+    P(bound > p) <= alpha for every p (Clopper & Pearson 1934); for trials of unequal probability it
+    bounds their mean (Hoeffding 1956). Raises `ParameterError` unless 0 <= k <= n, n >= 1, 0 < alpha < 0.5.
+    """
+    check_alpha(alpha)
+    if not 0 <= k <= n or n < 1:
+        raise ParameterError(f"votes must satisfy 0 <= k <= n and n >= 1, not k = {k}, n = {n}")
+    if k == 0:
+        return 0.0
+    if k == n:
+        # Solves p^n = alpha; one step down absorbs the rounding of pow.
+        return math.nextafter(alpha ** (1.0 / n), 0.0) * (1.0 - 1e-15)
+    p = float(betaincinv(k, n - k + 1, alpha))
+    # P(Bin(n, p) >= k) = I_p(k, n - k + 1) must not exceed alpha: step down by the inverse's own error.
+    step = 1e-15
+    while p > 0.0 and float(betainc(k, n - k + 1, p)) > alpha * (1.0 - 1e-12):
+        p -= step * min(p, 1.0 - p)
+        step *= 2.0
+    return max(0.0, p)
+
+
+def one_sided_radius(p_lower: float, sigma: float) -> float:
+    """The certified L2 radius sigma * Phi^-1(p_lower) in pixel values in [0, 1]; 0 unless p_lower > 1/2.
+
+    Cohen et al. 2019, Theorem 1 with p_B = 1 - p_A. Not yet rounded for display: see `round_down`.
+    """
+    return sigma * float(ndtri(p_lower)) if p_lower > 0.5 else 0.0
+
+
+def round_down(radius: float) -> float:
+    """The radius as it may be shown: 1e-9 is taken off for floating point, the rest cut to 6 decimals."""
+    return max(0.0, math.floor((radius - 1e-9) * 1e6) / 1e6)

@@ -1,0 +1,516 @@
+"""Certificates say what was proved, bind it with a mac and repeat; checkpoints are data, whole and unaltered."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+from macer_serve.architectures import base_classifier
+from macer_serve.checkpoint import CheckpointConfig, load_config, load_model, resolve, save_checkpoint
+from macer_serve.errors import CheckpointError, EngineError, ParameterError
+from macer_serve.images import UploadLimits
+from macer_serve.smoothed import SmoothedClassifier, drive
+from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius, round_down
+from macer_serve.smoothing.certificate import Certificate, reason, statement
+from macer_serve.smoothing.certification import Claim, Draw
+from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.seeds import MIN_SECRET_BYTES, derive_seed, mac, mac_holds, new_secret
+from macer_serve.voters import Task
+from macer_serve.voters.torch_voter import TorchVoter
+
+SECRET, SIGMA = bytes(range(32)), 0.25
+PLAN = Plan(n0=50, n=2000, alpha=0.001)
+
+
+class Brightness(nn.Module):
+    """Three classes by the mean of the lattice integers: split near the middle, unanimous far from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 3)
+        self.fc.load_state_dict(
+            {"weight": torch.tensor([[-1.0], [0.0], [1.0]]), "bias": torch.tensor([-100.0, -100.2, -100.0])}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.round(x * 255.0).flatten(1).mean(1, keepdim=True) - 128.0)  # type: ignore[no-any-return]
+
+
+def config(**changes: Any) -> CheckpointConfig:
+    plain = CheckpointConfig(
+        name="brightness", architecture="test", classes=("dark", "grey", "bright"), input_shape=(3, 4, 4),
+        mean=(0.0,) * 3, std=(1.0,) * 3, sigma=SIGMA, resize=4, weights_digest="sha256:" + 64 * "0",
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.fixture(scope="module")
+def voter() -> Iterator[TorchVoter]:
+    with TorchVoter(
+        nn.Sequential(nn.Identity(), Brightness()), input_shape=(3, 4, 4), sigma=SIGMA,
+        device="cpu", batch=300, workers=2, precision="fp32", compile=False,
+    ) as voter:  # fmt: skip
+        yield voter
+
+
+@pytest.fixture(scope="module")
+def g(voter: TorchVoter) -> SmoothedClassifier:
+    return SmoothedClassifier(config(), voter=voter, secret=SECRET)
+
+
+def image(level: int) -> npt.NDArray[np.uint8]:
+    """Random pixels around a level: bright from about 145, split at 128."""
+    generator = np.random.default_rng(level)
+    return (level + generator.integers(-20, 21, (4, 4, 3))).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def certified(g: SmoothedClassifier) -> Certificate:
+    return g.certify(image(140), PLAN)
+
+
+@pytest.fixture(scope="module")
+def abstained(g: SmoothedClassifier) -> Certificate:
+    return g.certify(image(128), PLAN)
+
+
+# --- what it says ----------------------------------------------------------------------------------------------------
+
+
+def test_everything_follows_from_the_record(certified: Certificate) -> None:
+    c = certified
+    assert (c.label, c.class_id, c.abstained, c.reason, c.stopped) == ("bright", 2, False, None, "n")
+    assert sum(c.votes) == c.n == PLAN.n
+    assert sum(c.selection_votes) == c.n0 == PLAN.n0
+    assert c.votes[2] < c.n  # not unanimous: the arithmetic below says something
+    exact = clopper_pearson_lower(c.votes[2], c.n, c.alpha)
+    assert exact - c.tau - 3e-16 <= c.p_lower < exact
+    assert 0.0 < c.tau < 1e-12
+    assert c.radius == round_down(one_sided_radius(c.p_lower, c.sigma)) > 0.0
+    assert c.upload_radius == c.radius  # nothing was resampled
+    assert (c.sigma, c.alpha, c.bound, c.noise) == (SIGMA, PLAN.alpha, "clopper-pearson", "exact-lattice/1")
+    assert c.plan == PLAN.to_json()
+    assert c.model == {"name": "brightness", "digest": config().digest}
+    assert c.input["shape"] == [3, 4, 4]
+    assert c.engine.startswith("torch-cpu-fp32-t1-b300:")
+
+
+def test_the_statement_names_confidence_radius_and_norm(certified: Certificate) -> None:
+    assert certified.statement == (
+        f"With confidence 99.9%, no change of L2 norm below {certified.radius:.6f} to the model input "
+        "(pixel values in [0, 1]) changes the smoothed classifier's class."
+    )
+
+
+def claim(**changes: Any) -> Claim:
+    plain = Claim(
+        class_id=None, radius=0.0, p_lower=0.49999, top_class=2, votes=(960, 10, 1030), n=2000,
+        selection_votes=(20, 0, 30), bound="clopper-pearson", stopped="n",
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "confidence"), [(0.001, "99.9%"), (0.05, "95%"), (0.0001, "99.99%"), (1e-6, "99.9999%")]
+)
+def test_confidence_is_not_rounded_up(alpha: float, confidence: str) -> None:
+    said = statement(claim(class_id=2, radius=0.516204, p_lower=0.98), alpha, "exact-lattice/1")
+    assert said.startswith(f"With confidence {confidence}, no change of L2 norm below 0.516204 ")
+
+
+def test_the_statement_of_plain_noise_says_so() -> None:
+    said = statement(claim(class_id=2, radius=0.5, p_lower=0.98), 0.001, "gaussian/1")
+    assert "up to floating-point error of the added noise" in said
+
+
+def test_an_abstention_says_so_and_why(abstained: Certificate) -> None:
+    c = abstained
+    assert (c.label, c.class_id, c.abstained, c.radius, c.upload_radius) == (None, None, True, 0.0, 0.0)
+    assert c.statement == "Nothing is certified: the smoothed classifier abstains on this input."
+    assert c.reason is not None
+    assert c.reason.startswith("votes were split: ")
+    assert "a certificate needs more than 50 %" in c.reason
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({}, ["votes were split: bright 51.5 %, dark 48.0 %", "only 49.9 % of the noise"]),  # 49.999: not rounded up
+        ({"stopped": "deadline", "n": 700, "p_lower": 0.0}, ["the deadline was reached after 700 of 2,000 votes"]),
+        ({"stopped": "cap", "n": 500, "p_lower": 0.0}, ["the cap on votes was reached after 500 of 2,000 votes"]),
+        ({"stopped": None, "n": 500, "p_lower": 0.0}, ["undecided: 500 of 2,000 votes"]),
+        ({"stopped": None, "top_class": None, "n": 2000, "p_lower": 0.0}, ["undecided"]),
+    ],
+)
+def test_reasons_in_words(state: dict[str, Any], words: list[str]) -> None:
+    said = reason(claim(**state), PLAN, config().classes)
+    assert said is not None
+    for part in words:
+        assert part in said
+    assert reason(claim(class_id=2, radius=0.1, p_lower=0.7), PLAN, config().classes) is None
+
+
+def test_a_capped_run_is_certified_nothing(g: SmoothedClassifier) -> None:
+    question = g.question(image(255 - 20))
+    run = g.certification(question, PLAN, cap=500)
+    assert g.voter is not None
+    drive(run, question, g.voter)
+    c = g.certificate(question, run, g.voter.engine)
+    assert c.abstained
+    assert (c.n, c.radius, c.upload_radius, c.stopped, c.votes) == (500, 0.0, 0.0, "cap", (0, 0, 500))
+    assert c.is_authentic(SECRET)
+
+
+# --- the record and its mac ------------------------------------------------------------------------------------------
+
+
+def test_json_and_back(certified: Certificate, abstained: Certificate) -> None:
+    for c in (certified, abstained):
+        again = Certificate.from_json(json.loads(json.dumps(c.to_json())))
+        assert again == c
+        assert again.canonical() == c.canonical()
+        assert again.is_authentic(SECRET)
+
+
+def other(value: Any) -> list[Any]:
+    """Values near the given one, of its kind and of others."""
+    if isinstance(value, bool):
+        return [not value, int(value)]
+    if isinstance(value, int):
+        return [value + 1, float(value), str(value)]
+    if isinstance(value, float):
+        return [math.nextafter(value, math.inf), value + 1e-6, -1.0 if value == 0 else -value]
+    if isinstance(value, str):
+        return [value + " ", value.upper() + "x", None, "\ud800"]
+    if value is None:
+        return ["", 0, False]
+    if isinstance(value, list):
+        return [[*value, 0], value[:-1], [*other(value[0])[:1], *value[1:]]]
+    assert isinstance(value, dict)
+    return [{**value, key: changed} for key in value for changed in other(value[key])[:1]] + [{**value, "extra": 1}]
+
+
+def test_the_mac_covers_every_field(certified: Certificate) -> None:
+    record = certified.to_json()
+    assert certified.is_authentic(SECRET)
+    assert not certified.is_authentic(bytes(32))
+    changes = 0
+    for name in (f.name for f in dataclasses.fields(Certificate)):
+        for value in other(record[name]):
+            if name == "mac" and value is None:
+                continue
+            try:
+                forged = Certificate.from_json({**record, name: value})
+            except ParameterError:
+                continue
+            changes += 1
+            assert not forged.is_authentic(SECRET), (name, value)
+    assert changes > 60
+    assert not dataclasses.replace(certified, mac=None).is_authentic(SECRET)
+
+
+def test_a_mac_does_not_serve_as_a_seed_nor_the_reverse() -> None:
+    """One secret, two uses: their messages cannot coincide."""
+    seed = derive_seed(SECRET, "sha256:a", "sha256:b")
+    message = b"seed\0sha256:a\0sha256:b"
+    assert seed.hex() not in mac(SECRET, message)
+    assert mac_holds(SECRET, message, mac(SECRET, message))
+    assert not mac_holds(SECRET, message, mac(SECRET, message).upper())
+    assert not mac_holds(SECRET, message, "\ud800")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda r: [r],
+        lambda r: {k: v for k, v in r.items() if k != "votes"},
+        lambda r: {**r, "surprise": 1},
+        lambda r: {**r, "version": 2},
+        lambda r: {**r, "votes": 5},
+        lambda r: {**r, "votes": "2000"},
+        lambda r: {**r, "mac": 5},
+    ],
+)
+def test_what_is_no_certificate_is_refused(certified: Certificate, damage: Any) -> None:
+    with pytest.raises(ParameterError):
+        Certificate.from_json(damage(certified.to_json()))
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_image_meets_the_same_noise(g: SmoothedClassifier, voter: TorchVoter, certified: Certificate) -> None:
+    assert g.certify(image(140), PLAN) == certified
+    # In another process with the same secret, too; and whatever the number of workers.
+    with TorchVoter(
+        nn.Sequential(nn.Identity(), Brightness()), input_shape=(3, 4, 4), sigma=SIGMA,
+        device="cpu", batch=300, workers=1, precision="fp32", compile=False,
+    ) as one_worker:  # fmt: skip
+        again = SmoothedClassifier(config(), voter=one_worker, secret=SECRET).certify(image(140), PLAN)
+    assert json.dumps(again.to_json()) == json.dumps(certified.to_json())
+
+
+def test_another_image_secret_or_checkpoint_means_another_seed(g: SmoothedClassifier, voter: TorchVoter) -> None:
+    pixels = image(140)
+    changed = pixels.copy()
+    changed[0, 0, 0] += 1
+    wide = dataclasses.replace(config(), input_shape=(3, 4, 2))
+    seeds = {
+        g.question(pixels).seed,
+        g.question(changed).seed,
+        g.question(pixels.transpose(1, 0, 2).copy()).seed,
+        SmoothedClassifier(config(), voter=voter, secret=bytes(32)).question(pixels).seed,
+        SmoothedClassifier(config(name="another"), voter=voter, secret=SECRET).question(pixels).seed,
+        SmoothedClassifier(wide, secret=SECRET).question(pixels).seed,
+    }
+    assert len(seeds) == 6
+    assert all(len(seed) == 16 for seed in seeds)
+
+
+def test_without_a_secret_one_is_drawn(voter: TorchVoter) -> None:
+    one, two = (SmoothedClassifier(config(), voter=voter).question(image(140)).seed for _ in range(2))
+    assert one != two
+    assert len({new_secret() for _ in range(10)}) == 10
+
+
+@pytest.mark.parametrize("secret", [b"", b"short", bytes(MIN_SECRET_BYTES - 1)])
+def test_a_short_secret_is_refused(secret: bytes) -> None:
+    with pytest.raises(ParameterError, match="at least 16 bytes"):
+        SmoothedClassifier(config(), secret=secret)
+
+
+def test_a_longer_plan_reads_the_same_votes_further(g: SmoothedClassifier, voter: TorchVoter) -> None:
+    """No plan buys a redraw: the votes at n = 2,000 are the first 2,000 of those at n = 5,000."""
+    short, long = (g.certify(image(133), Plan(n0=50, n=n, alpha=0.001)) for n in (2000, 5000))
+    question = g.question(image(133))
+    first, rest = (
+        voter.submit([Task(question.x, question.seed, Draw("estimation", *piece))]).result()[0]
+        for piece in [(0, 2000), (2000, 5000)]
+    )
+    assert min(first[[0, 2]]) > 100  # far from unanimous
+    assert short.votes == tuple(first.tolist())
+    assert long.votes == tuple((first + rest).tolist())
+    assert short.selection_votes == long.selection_votes
+    other_alpha = g.certify(image(133), Plan(n0=50, n=2000, alpha=0.05))
+    assert other_alpha.votes == short.votes
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def lenet() -> tuple[nn.Sequential, CheckpointConfig]:
+    torch.manual_seed(1)
+    shape = (1, 28, 28)
+    classes = tuple("0123456789")
+    settings = config(
+        name="digits", architecture="lenet", classes=classes, input_shape=shape, mean=(0.1307,), std=(0.3081,),
+        resize=28, dataset="mnist", seed=7, recipe={"method": "gaussian", "lr": 0.01}, metrics={"loss": 0.25},
+        versions={"torch": torch.__version__},
+    )  # fmt: skip
+    return base_classifier("lenet", classes=10, input_shape=shape, mean=(0.1307,), std=(0.3081,)).eval(), settings
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, nn.Sequential, CheckpointConfig]:
+    model, settings = lenet()
+    folder = tmp_path / "digits"
+    return folder, model, save_checkpoint(model, settings, folder)
+
+
+def test_a_checkpoint_comes_back_whole(saved: tuple[Path, nn.Sequential, CheckpointConfig]) -> None:
+    folder, model, written = saved
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    read, again = load_model(folder)
+    assert read == written == load_config(folder)
+    assert read.digest == written.digest
+    x = torch.rand(3, 1, 28, 28)
+    with torch.inference_mode():
+        assert torch.equal(model(x), again(x))
+    assert not again.training
+
+
+def test_one_flipped_bit_in_the_weights_is_refused(saved: tuple[Path, nn.Sequential, CheckpointConfig]) -> None:
+    path = saved[0] / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="not the file this checkpoint was saved with"):
+        load_model(saved[0])
+
+
+def test_missing_weights_and_folders_are_named(
+    saved: tuple[Path, nn.Sequential, CheckpointConfig], tmp_path: Path
+) -> None:
+    (saved[0] / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_model(saved[0])
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        resolve(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        resolve("bundled:nothing")
+
+
+class Bomb:
+    """Unpickling it writes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.target, "executed")
+
+
+@pytest.mark.parametrize("writer", [pickle.dumps, "torch"])
+def test_nothing_in_a_checkpoint_is_executed(
+    saved: tuple[Path, nn.Sequential, CheckpointConfig], tmp_path: Path, writer: Any
+) -> None:
+    """A pickle in place of the weights, its digest properly named, is refused without being opened as one."""
+    folder, target = saved[0], tmp_path / "executed"
+    if writer == "torch":
+        torch.save({"bomb": Bomb(target)}, folder / "model.safetensors")
+    else:
+        (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(target)))
+    digest = "sha256:" + hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    edit(folder, weights_digest=digest)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_model(folder)
+    assert not target.exists()
+    pickle.loads(pickle.dumps(Bomb(target)))  # the bomb is live
+    assert target.exists()
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change fields of config.json; `...` removes one."""
+    path = folder / "config.json"
+    data = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in data.items() if v is not ...}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"schema_version": 2}, "schema_version 2 is not understood"),
+        ({"schema_version": ...}, "schema_version None"),
+        ({"sigma": ...}, "sigma"),
+        ({"mean": ...}, "mean"),
+        ({"weights_digest": ...}, "weights_digest"),
+        ({"surprise": 1}, "unknown fields surprise"),
+        ({"sigma": 0.0}, "sigma must lie in"),
+        ({"sigma": math.nan}, "sigma must lie in"),
+        ({"sigma": "0.25"}, "config.json"),
+        ({"std": [0.0]}, "std must be positive"),
+        ({"std": [math.nan]}, "finite"),
+        ({"mean": [math.inf]}, "finite"),
+        ({"std": []}, "one value a channel"),
+        ({"mean": 0.5}, "mean must be a list"),
+        ({"classes": "0123456789"}, "classes must be a list"),
+        ({"classes": ["one"]}, "two classes"),
+        ({"input_shape": [28, 28]}, "config.json"),
+        ({"input_shape": [2, 28, 28]}, "input_shape"),
+        ({"resize": 20}, "resize"),
+        ({"weights_digest": "sha256:abc"}, "weights_digest"),
+    ],
+)
+def test_a_configuration_out_of_order_is_refused(
+    saved: tuple[Path, nn.Sequential, CheckpointConfig], changes: dict[str, Any], named: str
+) -> None:
+    edit(saved[0], **changes)
+    with pytest.raises(CheckpointError, match=named):
+        load_config(saved[0])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 1', "\ufeff{}"])
+def test_damaged_json_is_refused(saved: tuple[Path, nn.Sequential, CheckpointConfig], text: str) -> None:
+    (saved[0] / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        load_config(saved[0])
+
+
+def test_every_field_is_part_of_the_identity() -> None:
+    digests = {
+        config(**change).digest
+        for change in [
+            {}, {"sigma": 0.5}, {"mean": (0.1, 0.0, 0.0)}, {"classes": ("dark", "bright", "grey")},
+            {"weights_digest": "sha256:" + 64 * "1"}, {"resize": 5}, {"recipe": {"lr": 1}}, {"seed": 0},
+        ]
+    }  # fmt: skip
+    assert len(digests) == 8
+
+
+def test_a_checkpoint_is_replaced_whole(
+    saved: tuple[Path, nn.Sequential, CheckpointConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model, first = saved
+    second = save_checkpoint(model, dataclasses.replace(first, name="second"), folder)
+    assert load_model(folder)[0] == second != first
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # nothing is left behind
+
+    rename, calls = Path.rename, []
+
+    def failing(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(model, dataclasses.replace(first, name="third"), folder)
+    monkeypatch.undo()
+    assert load_model(folder)[0] == second  # the one before is still there
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(
+    saved: tuple[Path, nn.Sequential, CheckpointConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model, first = saved
+
+    def failing(self: Path, *args: Any, **kwargs: Any) -> int:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", failing)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(model, dataclasses.replace(first, name="second"), folder)
+    monkeypatch.undo()
+    assert load_model(folder)[0] == first
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_folder_of_something_else_is_never_overwritten(tmp_path: Path) -> None:
+    model, settings = lenet()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="holds other files"):
+        save_checkpoint(model, settings, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_loaded_checkpoint_certifies_and_repeats(saved: tuple[Path, nn.Sequential, CheckpointConfig]) -> None:
+    folder = saved[0]
+    options = {"device": "cpu", "batch": 64, "workers": 1, "precision": "fp32", "compile": False}
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    plan = Plan(n0=20, n=100, alpha=0.05)
+    certificates = []
+    for _ in range(2):
+        g = SmoothedClassifier.load(folder, secret=SECRET, **options)
+        certificates.append(g.certify(pixels, plan))
+        assert isinstance(g.voter, TorchVoter)
+        g.voter.close()
+    assert certificates[0] == certificates[1]
+    assert certificates[0].model["digest"] == load_config(folder).digest
+    ingress = SmoothedClassifier.without_voter(folder, noise="exact", secret=SECRET, limits=UploadLimits())
+    assert ingress.question(pixels).seed == g.question(pixels).seed
+    with pytest.raises(EngineError, match="no voter"):
+        ingress.certify(pixels, plan)
