@@ -1,0 +1,215 @@
+"""SmoothedClassifier: image -> fit -> seed -> votes -> certificate. Library, CLI and server all go through it.
+
+g = SmoothedClassifier.load("bundled:cifar10")
+certificate = g.certify("frog.png", Plan(n=10_000))
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from macer_serve.checkpoint import CheckpointConfig, load_config, load_model
+from macer_serve.errors import EngineError, ParameterError, UndecodableError
+from macer_serve.fit import Fit, fit_for, upload_radius
+from macer_serve.images import UploadLimits, decode
+from macer_serve.smoothing.certificate import Certificate, reason, statement
+from macer_serve.smoothing.certification import Certification, Draw, Votes
+from macer_serve.smoothing.noise import FixedPoint, NoiseKind, noise_for
+from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.seeds import check_secret, derive_seed, new_secret
+from macer_serve.voters import Task, Voter
+
+Image = bytes | str | Path | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An input ready to be voted on: fixed point `x` `int32 [H, W, C]`, how it came about, and its seed."""
+
+    x: FixedPoint
+    seed: bytes
+    digest: str
+    upload_shape: tuple[int, ...]
+    fit: Fit
+
+
+class SmoothedClassifier:
+    """g(x) = argmax_c P(f(x + noise) = c), for the base classifier f of a checkpoint.
+
+    Without `voter` it prepares questions and writes certificates, but runs no network: the server's ingress.
+    Without `secret` a fresh one is drawn, and certificates cannot be repeated after this object is gone.
+    Raises `EngineError` for a voter whose noise or classes are not those that certificates would state.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        *,
+        voter: Voter | None = None,
+        noise: NoiseKind = "exact",
+        secret: bytes | None = None,
+        limits: UploadLimits | None = None,
+    ) -> None:
+        self.config, self.voter = config, voter
+        self.noise = noise_for(noise, config.sigma)
+        self.limits = limits or UploadLimits()
+        self._secret = new_secret() if secret is None else check_secret(secret)
+        self._digest = config.digest
+        if voter is not None:
+            asked = (self.noise.name, self.noise.sigma, len(config.classes))
+            if asked != (voter.noise.name, voter.noise.sigma, voter.classes):
+                raise EngineError(
+                    f"the voter draws {voter.noise.name} noise of sigma {voter.noise.sigma} and knows {voter.classes} "
+                    f"classes; certificates would say {', '.join(map(str, asked))}"
+                )
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        noise: NoiseKind = "exact",
+        secret: bytes | None = None,
+        **voter_options: Any,
+    ) -> SmoothedClassifier:
+        """The checkpoint (a folder, or `bundled:NAME`) with a voter of its own, warmed up.
+
+        `voter_options` are `TorchVoter`'s. Raises `CheckpointError`, `EngineError`.
+        """
+        from macer_serve.voters.torch_voter import TorchVoter
+
+        config, model = load_model(checkpoint)
+        voter = TorchVoter(model, input_shape=config.input_shape, sigma=config.sigma, noise=noise, **voter_options)
+        return cls(config, voter=voter, noise=noise, secret=secret)
+
+    @classmethod
+    def without_voter(
+        cls, checkpoint: str | Path, *, noise: NoiseKind, secret: bytes, limits: UploadLimits
+    ) -> SmoothedClassifier:
+        """The checkpoint's configuration alone; votes come from elsewhere."""
+        return cls(load_config(checkpoint), noise=noise, secret=secret, limits=limits)
+
+    def question(self, image: Image) -> Question:
+        """The image as model input with its seed: encoded bytes, a path, or pixels `uint8 [H, W]` or `[H, W, C]`.
+
+        Raises `UploadError` for what is not an acceptable image.
+        """
+        pixels = self._pixels(image)
+        channels, height, width = self.config.input_shape
+        fit = fit_for((pixels.shape[0], pixels.shape[1]), self.config.resize, (height, width), channels)
+        x = fit.apply(pixels)
+        header = f"lattice-18 {x.shape[0]}x{x.shape[1]}x{x.shape[2]}\0".encode()
+        digest = "sha256:" + hashlib.sha256(header + x.astype("<i4").tobytes()).hexdigest()
+        seed = derive_seed(self._secret, digest, self._digest)
+        return Question(x, seed, digest, pixels.shape, fit)
+
+    def _pixels(self, image: Image) -> npt.NDArray[np.uint8]:
+        if isinstance(image, str | Path):
+            try:
+                image = Path(image).read_bytes()
+            except OSError as error:
+                raise UndecodableError(f"{image!s}: {error.strerror or error}") from error
+        if isinstance(image, bytes):
+            return decode(image, self.limits)
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise ParameterError(f"pixels must be uint8 [H, W] or [H, W, C], not {image.dtype} {image.shape}")
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.shape[2] not in (1, 3) or 0 in image.shape:
+            raise ParameterError(f"pixels must have 1 or 3 channels and be non-empty, not {image.shape}")
+        return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+    def certification(self, question: Question, plan: Plan, *, cap: int | None = None) -> Certification:
+        """A fresh run for the question; whoever drives it feeds it votes. `cap` limits the estimation votes."""
+        return Certification(
+            plan,
+            classes=len(self.config.classes),
+            sigma=self.config.sigma,
+            tau=self.noise.tau(question.x),
+            cap=cap,
+        )
+
+    def certificate(self, question: Question, run: Certification, engine: str) -> Certificate:
+        """What the run has proved about the question so far, as a signed record."""
+        claim, plan, config = run.claim(), run.plan, self.config
+        return Certificate(
+            statement=statement(claim, plan.alpha, self.noise.name),
+            label=None if claim.class_id is None else config.classes[claim.class_id],
+            class_id=claim.class_id,
+            abstained=claim.abstained,
+            radius=claim.radius,
+            upload_radius=upload_radius(claim.radius, question.fit, question.x.size),
+            reason=reason(claim, plan, config.classes),
+            stopped=claim.stopped,
+            sigma=config.sigma,
+            alpha=plan.alpha,
+            n0=plan.n0,
+            n=claim.n,
+            votes=claim.votes,
+            selection_votes=claim.selection_votes,
+            p_lower=claim.p_lower,
+            bound=claim.bound,
+            tau=run.tau,
+            noise=self.noise.name,
+            plan=plan.to_json(),
+            model={"name": config.name, "digest": self._digest},
+            input={
+                "digest": question.digest,
+                "shape": list(config.input_shape),
+                "upload_shape": list(question.upload_shape),
+            },
+            fit=question.fit.to_json(),
+            engine=engine,
+        ).signed(self._secret)
+
+    def certify(
+        self, image: Image, plan: Plan | None = None, *, progress: Callable[[Certification], None] | None = None
+    ) -> Certificate:
+        """The certificate of one image under the plan (default: Cohen's, n = 100,000).
+
+        `progress` is called after every step of votes. Raises `UploadError`, and `EngineError` without a voter.
+        """
+        if self.voter is None:
+            raise EngineError("this classifier has no voter: load it with SmoothedClassifier.load")
+        question = self.question(image)
+        run = self.certification(question, plan or Plan())
+        drive(run, question, self.voter, progress)
+        return self.certificate(question, run, self.voter.engine)
+
+
+def next_step(run: Certification, size: int) -> list[Draw]:
+    """Draws that together fill one pass of `size` copies; empty when nothing more is to be handed out now."""
+    draws: list[Draw] = []
+    while size and isinstance(want := run.wants(size), Draw):
+        draws.append(want)
+        size -= len(want)
+    return draws
+
+
+def drive(
+    run: Certification,
+    question: Question,
+    voter: Voter,
+    progress: Callable[[Certification], None] | None = None,
+) -> None:
+    """Run the certification to its end on a voter of this process, every worker busy."""
+    window: deque[tuple[list[Draw], Future[list[Votes]]]] = deque()
+    while True:
+        while len(window) < 2 * voter.workers and (draws := next_step(run, voter.step)):
+            window.append((draws, voter.submit([Task(question.x, question.seed, draw) for draw in draws])))
+        if not window:
+            return
+        draws, future = window.popleft()
+        for draw, votes in zip(draws, future.result(), strict=True):
+            run.add(draw, votes)
+        if progress is not None:
+            progress(run)

@@ -1,0 +1,102 @@
+"""The command line: real commands on real files; users' mistakes get a sentence and an exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from macer_serve.checkpoint import BUNDLED
+from macer_serve.cli import main
+from macer_serve.evaluation.logs import read_log
+
+SHIP = Path(__file__).parent / "images" / "0001-ship.png"
+
+
+def macer(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_predict_prints_class_and_radius_and_repeats_itself_under_a_secret(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"0123456789abcdef0123456789abcdef\n")
+    first = macer("predict", SHIP, "--n", 1000, "--secret-file", secret, "--json")
+    assert first.exit_code == 0, first.output
+    certificate = json.loads(first.stdout)
+    assert certificate["label"] == "ship"
+    assert certificate["radius"] > 0.2
+    assert sum(certificate["votes"]) == certificate["n"] == 1000
+    again = macer("predict", SHIP, "--n", 1000, "--secret-file", secret, "--json")
+    assert json.loads(again.stdout) == certificate
+    words = macer("predict", SHIP, "--n", 1000, "--secret-file", secret)
+    assert words.stdout.startswith(f"ship  radius {certificate['radius']:.6f}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["predict", "no-such-file.png"], 8, "No such file"),
+        (["predict", __file__], 8, "not an image"),
+        (["predict", SHIP, "--checkpoint", "nowhere"], 3, "not a checkpoint"),
+        (["predict", SHIP, "--checkpoint", "bundled:nowhere"], 3, "bundled:cifar10"),
+        (["predict", SHIP, "--alpha", "0.7"], 2, "alpha"),
+        (["predict", SHIP, "--n", "0"], 2, "n must lie"),
+        (["predict", SHIP, "--device", "tpu"], 7, "use cpu or cuda"),
+        (["certify", "bundled:cifar10", "--dataset", "cifar10", "--data-dir", ".", "--out", "x"], 4, "--download"),
+        (["certify", "bundled:cifar10", "--dataset", "imagenet", "--data-dir", ".", "--out", "x"], 4, "ImageFolder"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(arguments: list[object], exit_code: int, message: str) -> None:
+    result = macer(*arguments)
+    assert result.exit_code == exit_code, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Six photographs of ten classes, laid out as ImageFolder."""
+    rng = np.random.default_rng(0)
+    for name in "abcdefghij":
+        folder = tmp_path / "tree" / "val" / name
+        folder.mkdir(parents=True)
+        if name < "g":
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / "0.JPEG")
+    for name in "ghij":  # torchvision refuses empty classes
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(
+            tmp_path / "tree" / "val" / name / "0.JPEG"
+        )
+    return tmp_path / "tree"
+
+
+def test_certify_continues_an_interrupted_log_to_the_same_rows(tree: Path, tmp_path: Path) -> None:
+    def certify(out: Path, *more: object) -> Result:
+        where = ("--dataset", "imagenet", "--data-dir", tree, "--out", out)
+        return macer("certify", "bundled:cifar10", *where, "--n", 300, *more)
+
+    whole, pieces = tmp_path / "whole.tsv", tmp_path / "pieces.tsv"
+    assert certify(whole, "--stop", 4).exit_code == 0
+    assert certify(pieces, "--stop", 2).exit_code == 0
+    text = pieces.read_text()
+    pieces.write_text(text + "2\t2\t")  # a crash in the middle of a row
+    result = certify(pieces, "--stop", 4)
+    assert result.exit_code == 0, result.output
+
+    def content(path: Path) -> list[tuple[object, ...]]:
+        return [(r.idx, r.predict, r.radius, r.p_lower, r.count_a, r.top) for r in read_log(path).rows]
+
+    assert content(pieces) == content(whole)
+    assert [row.idx for row in read_log(whole).rows] == [0, 1, 2, 3]
+    refused = certify(pieces, "--alpha", 0.01)
+    assert refused.exit_code == 5
+    assert "alpha" in refused.stderr
+
+
+def test_the_bundled_checkpoint_is_small_and_complete() -> None:
+    files = {path.name: path.stat().st_size for path in (BUNDLED / "cifar10").iterdir()}
+    assert set(files) == {"config.json", "model.safetensors"}
+    assert sum(files.values()) < 10 * 2**20

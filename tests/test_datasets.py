@@ -1,0 +1,185 @@
+"""Data sets are found where torchvision lays them out, or the message says what should lie where."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from macer_serve.datasets import DATASETS, Split, dataset_info, load_dataset
+from macer_serve.errors import DataError, ParameterError
+
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+@pytest.fixture
+def full() -> Path:
+    """The folder of the full data sets, or a skip."""
+    if "MACER_DATA_DIR" not in os.environ:
+        pytest.skip("MACER_DATA_DIR does not name a folder with the full data sets")
+    return Path(os.environ["MACER_DATA_DIR"])
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for index, name in enumerate(("n02", "n01")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for number in range(2):
+                pixels = np.full((20, 30, 3), 10 * index + number, np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path
+
+
+def write_mnist(root: Path, images: int = 3, labels: int = 3) -> Path:
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.arange(images * 784, dtype=np.uint32).astype(np.uint8)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, images, 28, 28) + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, labels) + bytes(range(labels)))
+    return root
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(ParameterError, match="unknown data set 'svhn'; choose one of: cifar10, imagenet, mnist"):
+        dataset_info("svhn")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_what_a_name_stands_for(name: str) -> None:
+    info = DATASETS[name]
+    assert info.name == name
+    assert len(info.mean) == len(info.std) == info.input_shape[0]
+    assert info.resize is not None
+    assert info.resize >= max(info.input_shape[1:])
+    assert (name == "cifar10") == (info.crop_padding == 4)
+    assert (name == "mnist") == (not info.flip), "a digit seen in a mirror is another sign"
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_missing_data_says_what_should_lie_where(tmp_path: Path, name: str, split: Split) -> None:
+    with pytest.raises(DataError) as caught:
+        load_dataset(name, tmp_path, split)
+    message = str(caught.value)
+    assert f"{name} is not under {tmp_path}" in message
+    assert DATASETS[name].layout.format(root=tmp_path) in message
+    assert str(tmp_path) in DATASETS[name].layout.format(root=tmp_path)
+    assert ("--download" in message) == DATASETS[name].downloadable
+    assert not list(tmp_path.iterdir()), "looking changes nothing"
+
+
+def test_imagenet_is_never_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"imagenet cannot be downloaded; expected layout: .*train/<class>"):
+        load_dataset("imagenet", tmp_path, "train", download=True)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("below", [False, True])
+def test_a_tree_is_found_directly_and_below_imagenet(tree: Path, tmp_path: Path, split: Split, below: bool) -> None:
+    if below:
+        (tree / "imagenet").mkdir()
+        for folder in ("train", "val"):
+            shutil.move(tree / folder, tree / "imagenet" / folder)
+    images = load_dataset("imagenet", tree, split)
+    assert images.classes == ("n01", "n02"), "sorted by name"
+    assert len(images) == 4
+    assert images.arrays() is None
+    assert [label for _, label in images] == [0, 0, 1, 1]
+    pixels, _ = images[0]
+    assert pixels.shape == (20, 30, 3)
+    assert (pixels == 10).all(), "n01 was written second"
+
+
+def test_a_tree_with_an_empty_class_is_refused(tree: Path) -> None:
+    (tree / "train" / "n03").mkdir()
+    with pytest.raises(DataError, match="n03"):
+        load_dataset("imagenet", tree, "train")
+
+
+def test_an_unreadable_image_is_named(tree: Path) -> None:
+    broken = tree / "val" / "n01" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    images = load_dataset("imagenet", tree, "test")
+    with pytest.raises(DataError, match=r"n01/0\.png: unreadable image .*remove or replace it"):
+        images[0]
+
+
+def test_grey_and_palette_images_become_three_channels(tree: Path) -> None:
+    for number, mode in enumerate(("L", "P")):
+        Image.new(mode, (5, 4)).save(tree / "val" / "n01" / f"{number}.png")
+    images = load_dataset("imagenet", tree, "test")
+    assert [images[i][0].shape for i in range(2)] == [(4, 5, 3)] * 2
+
+
+def test_mnist_from_idx_files(tmp_path: Path) -> None:
+    images = load_dataset("mnist", write_mnist(tmp_path), "test")
+    assert images.classes == tuple("0123456789")
+    arrays = images.arrays()
+    assert arrays is not None
+    assert arrays[0].shape == (3, 28, 28, 1)
+    assert arrays[1].tolist() == [0, 1, 2]
+    for index, (pixels, label) in enumerate(images):
+        assert np.array_equal(pixels, arrays[0][index])
+        assert label == arrays[1][index]
+
+
+@pytest.mark.parametrize("kept", [0, 3, 10, 500])
+def test_damaged_idx_files_are_refused(tmp_path: Path, kept: int) -> None:
+    write_mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DataError, match="mnist"):
+        load_dataset("mnist", tmp_path, "train")
+
+
+def test_images_without_labels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="damaged; remove its files and fetch them again"):
+        load_dataset("mnist", write_mnist(tmp_path, images=3, labels=2), "train")
+
+
+def test_altered_cifar_files_are_refused(tmp_path: Path) -> None:
+    """torchvision unpickles them: a file that is not the published one must not get that far."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
+        (folder / name).write_bytes(b"cos\nsystem\n(S'touch altered'\ntR.")
+    with pytest.raises(DataError, match=r"cifar10 is not under .*, or not whole there.*--download"):
+        load_dataset("cifar10", tmp_path, "train")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("split", "size", "first"), [("train", 50_000, [6, 9, 9, 4, 1]), ("test", 10_000, [3, 8, 8])])
+def test_full_cifar10(full: Path, split: Split, size: int, first: list[int]) -> None:
+    images = load_dataset("cifar10", full, split)
+    arrays = images.arrays()
+    assert arrays is not None
+    assert arrays[0].shape == (size, 32, 32, 3)
+    assert arrays[1][: len(first)].tolist() == first
+    assert np.bincount(arrays[1]).tolist() == [size // 10] * 10
+    assert images.classes[:4] == ("airplane", "automobile", "bird", "cat")
+    pixels, label = images[0]
+    assert np.array_equal(pixels, arrays[0][0])
+    assert label == first[0]
+    info = images.info
+    if split == "train":
+        assert (arrays[0] / 255).mean((0, 1, 2)) == pytest.approx(info.mean, abs=1e-3)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("split", "size", "first"), [("train", 60_000, [5, 0, 4, 1, 9]), ("test", 10_000, [7, 2, 1])])
+def test_full_mnist(full: Path, split: Split, size: int, first: list[int]) -> None:
+    images = load_dataset("mnist", full, split)
+    arrays = images.arrays()
+    assert arrays is not None
+    assert arrays[0].shape == (size, 28, 28, 1)
+    assert arrays[1][: len(first)].tolist() == first
+    assert images.classes == tuple("0123456789")
+    assert images[0][0].shape == (28, 28, 1)

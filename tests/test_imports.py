@@ -1,0 +1,73 @@
+"""The house: imports point one way, the core runs without Ray and pydantic, `macer --help` stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EVERYTHING_BUT_SERVING = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in ("macer_serve", "training")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if "serving" not in path.parts
+]
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_core_and_training_import_without_ray_and_pydantic() -> None:
+    absent = "import sys\nfor name in ('ray', 'pydantic', 'fastapi', 'starlette'): sys.modules[name] = None\n"
+    result = run(absent + "\n".join(f"import {module}" for module in EVERYTHING_BUT_SERVING))
+    assert result.returncode == 0, result.stderr
+    assert len(EVERYTHING_BUT_SERVING) > 25
+
+
+def test_the_check_above_would_notice() -> None:
+    assert run("import sys; sys.modules['ray'] = None\nimport macer_serve.serving.app").returncode != 0
+
+
+@pytest.mark.parametrize("module", ["macer_serve.smoothed", "macer_serve.smoothing.certification", "macer_serve.fit"])
+def test_what_the_ingress_holds_needs_no_torch(module: str) -> None:
+    result = run(f"import sys, {module}\nassert 'torch' not in sys.modules")
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "scipy", "ray", "PIL")
+    code = (
+        "import sys\nfrom macer_serve.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"loaded = [name for name in {heavy} if name in sys.modules]\nassert not loaded, loaded"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+    for command in ("train", "certify", "report", "predict"):
+        assert command in result.stdout
+
+
+ALLOWED = {
+    "smoothing": {"errors"},
+    "voters": {"errors", "smoothing", "hardware"},
+    "checkpoint": {"errors", "architectures"},
+    "evaluation": {"errors", "smoothed", "smoothing", "datasets"},
+    "serving": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images"},
+}
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_point_one_way(room: str) -> None:
+    for path in (ROOT / "macer_serve" / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.ImportFrom) and node.module and not node.level):
+                continue
+            parts = node.module.split(".")
+            assert parts[0] != "training", path
+            if parts[0] == "macer_serve" and len(parts) > 1:
+                assert parts[1] in ALLOWED[room] | {room}, f"{path} imports {node.module}"
