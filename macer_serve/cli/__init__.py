@@ -1,0 +1,57 @@
+"""The `macer` command: one thin file a subcommand, imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from macer_serve import __version__
+from macer_serve.errors import MacerError
+
+_COMMANDS = {
+    "train": "Train a base classifier for smoothing.",
+    "certify": "Certify a data set and write a log.",
+    "report": "Tabulate certification logs.",
+    "predict": "Certify one image, without a server.",
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and help line; imports one only to run it, so that --help is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"macer_serve.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MacerError as error:
+            click.echo(f"macer: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="macer")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is chosen and why.")
+def main(verbose: bool) -> None:
+    """Certified inference by randomized smoothing: train, certify, report, predict.
+
+    To serve: serve run deployments/smoothed.yaml
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
+    )

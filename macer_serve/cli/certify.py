@@ -1,0 +1,108 @@
+"""`macer certify`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("certify")
+@click.argument("checkpoint")
+@click.option("--dataset", type=click.Choice(["cifar10", "mnist", "imagenet"]), required=True)
+@click.option("--data-dir", type=click.Path(path_type=Path), required=True, help="Where the data set lies.")
+@click.option("--download", is_flag=True, help="Fetch CIFAR-10 or MNIST into --data-dir first.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The log (TSV).")
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Certify every K-th test image.")
+@click.option("--start", type=click.IntRange(0), default=0, help="First image.")
+@click.option("--stop", type=click.IntRange(0), default=None, help="Stop before this image.")
+@click.option("--n0", type=int, default=100, show_default=True, help="Selection votes.")
+@click.option("--n", type=int, default=100_000, show_default=True, help="Estimation votes.")
+@click.option("--alpha", type=float, default=0.001, show_default=True, help="1 - confidence of each certificate.")
+@click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
+@click.option("--seed", type=str, default="0", show_default=True, help="Same seed, same votes.")
+@click.option("--device", default=None, help="cpu or cuda.  [default: cuda where there is one]")
+@click.option("--batch", type=int, default=None, help="Noisy copies a forward pass.")
+@click.option("--workers", type=int, default=None, help="CPU cores.  [default: all]")
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
+@click.option("--compile/--no-compile", "compile_", default=True, show_default=True)
+def command(
+    checkpoint: str,
+    dataset: str,
+    data_dir: Path,
+    download: bool,
+    out: Path,
+    every: int,
+    start: int,
+    stop: int | None,
+    n0: int,
+    n: int,
+    alpha: float,
+    noise: str,
+    seed: str,
+    device: str | None,
+    batch: int | None,
+    workers: int | None,
+    precision: str,
+    compile_: bool,
+) -> None:
+    """Certify the test images of a data set with CHECKPOINT (a folder, or bundled:NAME) and write a log.
+
+    An interrupted log is continued by the same command.
+    """
+    import hashlib
+
+    from tqdm import tqdm
+
+    from macer_serve.datasets import load_dataset
+    from macer_serve.errors import ParameterError
+    from macer_serve.evaluation.certify import certify_dataset, image_indices
+    from macer_serve.evaluation.logs import LogWriter, Row
+    from macer_serve.smoothed import SmoothedClassifier
+    from macer_serve.smoothing.plan import Plan
+
+    plan = Plan(n0=n0, n=n, alpha=alpha)
+    images = load_dataset(dataset, data_dir, "test", download=download)
+    classifier = SmoothedClassifier.load(
+        checkpoint,
+        noise=noise,  # type: ignore[arg-type]  # click has checked the choice
+        secret=hashlib.sha256(b"macer certify\0" + seed.encode()).digest(),
+        device=device,
+        batch=batch,
+        workers=workers,
+        precision=precision,
+        compile=compile_,
+    )
+    config, voter = classifier.config, classifier.voter
+    assert voter is not None
+    if len(images.classes) != len(config.classes):
+        raise ParameterError(
+            f"{checkpoint} has {len(config.classes)} classes, {dataset} has {len(images.classes)}: "
+            "it was trained on another data set"
+        )
+    settings = {
+        "checkpoint": config.digest,
+        "dataset": dataset,
+        "sigma": str(config.sigma),
+        "n0": str(n0),
+        "n": str(n),
+        "alpha": str(alpha),
+        "noise": classifier.noise.name,
+        "seed": seed,
+        "engine": voter.engine,
+    }
+    indices = image_indices(len(images), every=every, start=start, stop=stop)
+    with LogWriter.open(out, settings) as log:
+        scores = [row.radius if row.correct else 0.0 for row in log.rows]
+        with tqdm(
+            total=len(indices), initial=sum(i in log.done for i in indices), unit="image", file=sys.stderr
+        ) as bar:
+
+            def progress(row: Row) -> None:
+                scores.append(row.radius if row.correct else 0.0)
+                bar.set_postfix(ACR=f"{sum(scores) / len(scores):.4f}", refresh=False)
+                bar.update(1)
+
+            certify_dataset(classifier, images, indices, plan, log, progress=progress)
+    click.echo(f"wrote {out}  ({len(scores)} images, ACR {sum(scores) / max(1, len(scores)):.4f})")

@@ -1,0 +1,79 @@
+"""`macer predict`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("predict")
+@click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--checkpoint", default="bundled:cifar10", show_default=True, help="A folder, or bundled:NAME.")
+@click.option("--n0", type=int, default=100, show_default=True, help="Selection votes.")
+@click.option("--n", type=int, default=10_000, show_default=True, help="Estimation votes.")
+@click.option("--alpha", type=float, default=0.001, show_default=True, help="1 - confidence.")
+@click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=None,
+    help="Secret for seeds and mac; with a server's secret the answer is the server's.  [default: a fresh one]",
+)
+@click.option("--device", default=None, help="cpu or cuda.  [default: cuda where there is one]")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole certificate.")
+def command(
+    image: Path,
+    checkpoint: str,
+    n0: int,
+    n: int,
+    alpha: float,
+    noise: str,
+    secret_file: Path | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Certify one IMAGE (PNG, JPEG, WebP): its class and radius, or an abstention."""
+    import json
+
+    from tqdm import tqdm
+
+    from macer_serve.images import decode
+    from macer_serve.smoothed import SmoothedClassifier
+    from macer_serve.smoothing.certification import Certification
+    from macer_serve.smoothing.plan import Plan
+
+    plan = Plan(n0=n0, n=n, alpha=alpha)
+    data = _read(image)
+    decode(data)  # a bad picture is told before the network is warmed up
+    classifier = SmoothedClassifier.load(
+        checkpoint,
+        noise=noise,  # type: ignore[arg-type]  # click has checked the choice
+        secret=secret_file.read_bytes().strip() if secret_file else None,
+        device=device,
+    )
+    with tqdm(total=n0 + n, unit="vote", file=sys.stderr, leave=False) as bar:
+
+        def progress(run: Certification) -> None:
+            bar.update(run.drawn - bar.n)
+
+        certificate = classifier.certify(data, plan, progress=progress)
+    if as_json:
+        click.echo(json.dumps(certificate.to_json(), indent=2, ensure_ascii=False))
+    elif certificate.abstained:
+        click.echo(f"abstained: {certificate.reason}")
+    else:
+        click.echo(
+            f"{certificate.label}  radius {certificate.radius:.6f}  upload radius {certificate.upload_radius:.6f}"
+        )
+        click.echo(certificate.statement)
+
+
+def _read(image: Path) -> bytes:
+    from macer_serve.errors import UndecodableError
+
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise UndecodableError(f"{image}: {error.strerror or error}") from error
