@@ -1,0 +1,206 @@
+"""MACER's loss is the paper's (Zhai et al. 2020, eqs. 8-10), and stays finite where the paper's formula does not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy.special import ndtr, ndtri
+from torch import Tensor
+
+from training.methods import Step
+from training.methods.gaussian import gaussian
+from training.methods.macer import macer, macer_loss
+from training.recipes import recipe
+
+CONSTANTS = {"sigma": 0.5, "lam": 4.0, "gamma": 8.0, "beta": 16.0}
+Array = npt.NDArray[np.float64]
+
+
+def softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def paper(z: Array, labels: npt.NDArray[np.int64], *, sigma: float, lam: float, gamma: float, beta: float) -> float:
+    """The loss as the paper and its code define it, one sample after the other."""
+    total = 0.0
+    for sample, label in zip(z, labels, strict=True):
+        total += -math.log(softmax(sample).mean(0)[label] + 1e-10)
+        q = softmax(beta * sample).mean(0)
+        t1, t0 = np.sort(q)[-2:]
+        xi = ndtri(t0) - ndtri(t1)
+        if q.argmax() == label and np.isfinite(xi) and xi <= gamma:
+            total += lam * sigma / 2 * (gamma - xi)
+    return total / len(z)
+
+
+def random_case(classes: int, scale: float, batch: int = 24, copies: int = 5) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Logits around a class a sample, which is the label of most samples."""
+    generator = np.random.default_rng([classes, round(1000 * scale)])
+    z = generator.normal(0.0, scale, (batch, copies, classes))
+    favoured = generator.integers(0, classes, batch)
+    z[np.arange(batch), :, favoured] += 2 * scale
+    wrong = (favoured + 1) % classes
+    return z, np.where(generator.random(batch) < 0.7, favoured, wrong)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("scale", [0.01, 0.1, 0.5, 3.0, 40.0])
+def test_it_is_the_papers_loss(classes: int, scale: float) -> None:
+    z, labels = random_case(classes, scale)
+    expected = paper(z, labels, **CONSTANTS)
+    loss, _ = macer_loss(torch.from_numpy(z), torch.from_numpy(labels), **CONSTANTS)
+    assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    z32 = z.astype(np.float32)
+    # Whether a sample counts turns on the order of its top two: a tie to eight digits may fall either way.
+    second, first = np.sort(softmax(CONSTANTS["beta"] * z32.astype(np.float64)).mean(1))[:, -2:].T
+    clear = first - second > 1e-6
+    assert clear.sum() >= 5
+    z32, labels = z32[clear], labels[clear]
+    loss32, _ = macer_loss(torch.from_numpy(z32), torch.from_numpy(labels), **CONSTANTS)
+    assert loss32.dtype == torch.float32
+    assert loss32.item() == pytest.approx(paper(z32.astype(np.float64), labels, **CONSTANTS), rel=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "scale"), [(2, 0.1), (4, 0.05), (4, 0.2), (11, 0.1)])
+def test_its_gradient_is_that_of_the_papers_loss(classes: int, scale: float) -> None:
+    z, labels = random_case(classes, scale, batch=4, copies=3)
+    logits = torch.from_numpy(z).requires_grad_()
+    loss, sums = macer_loss(logits, torch.from_numpy(labels), **CONSTANTS)
+    loss.backward()
+    assert sums["inside"] > 0
+    numerical = np.zeros_like(z)
+    for at in np.ndindex(z.shape):
+        up, down = z.copy(), z.copy()
+        up[at] += 1e-6
+        down[at] -= 1e-6
+        numerical[at] = (paper(up, labels, **CONSTANTS) - paper(down, labels, **CONSTANTS)) / 2e-6
+    assert logits.grad is not None
+    np.testing.assert_allclose(logits.grad.numpy(), numerical, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("size", [50.0, 1e4, 1e6])
+def test_saturated_votes_leave_loss_and_gradients_finite(dtype: torch.dtype, classes: int, size: float) -> None:
+    z = torch.full((6, 4, classes), -size, dtype=dtype)
+    z[0, :, 0] = size  # right, every vote
+    z[1, :, 1] = size  # wrong, every vote
+    z[2, :2, 0], z[2, 2:, 1] = size, size  # two votes for each of two classes
+    z[3, :, 0], z[3, :, 1] = size, size - 1  # saturated at beta = 16, not at 1
+    z[4, :3, 0], z[4, 3, 1] = size, size  # three votes against one: xi = 1.35
+    # z[5] is uniform: every class ties
+    labels = torch.zeros(6, dtype=torch.int64)
+    z.requires_grad_()
+    loss, sums = macer_loss(z, labels, **CONSTANTS)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+    assert all(torch.isfinite(value) for value in sums.values())
+    assert z.grad[0].abs().max() < 1e-20, "a saturated right sample has nothing left to learn"
+    # Samples 2, 4 and 5 are right with xi of 0, Phi^-1(3/4) - Phi^-1(1/4) and (2 classes or more) 0.
+    assert [int(sums[name]) for name in ("correct", "inside", "saturated")] == [5, 3, 2]
+    hinges = [8.0, 8.0 - 2 * ndtri(0.75), 8.0]
+    assert sums["robustness"].item() == pytest.approx(0.25 * sum(hinges), rel=1e-5)
+    expected = [0.0, -math.log(1e-10), -math.log(0.5), math.log1p(math.exp(-1)), -math.log(0.75), math.log(classes)]
+    assert sums["classification"].item() == pytest.approx(sum(expected), rel=1e-4)
+
+
+def test_a_batch_of_nothing_but_saturated_samples() -> None:
+    for label, loss_of_one in ((3, 0.0), (4, -math.log(1e-10))):
+        z = torch.zeros(5, 16, 10)
+        z[:, :, 3] = 1e4
+        z.requires_grad_()
+        loss, sums = macer_loss(z, torch.full((5,), label), **CONSTANTS)
+        loss.backward()
+        assert loss.item() == pytest.approx(loss_of_one, abs=1e-6)
+        assert z.grad is not None
+        assert torch.isfinite(z.grad).all()
+        assert int(sums["inside"]) == 0
+        assert int(sums["saturated"]) == (5 if label == 3 else 0)
+
+
+def test_samples_are_summed_and_divided_by_the_batch() -> None:
+    z, labels = random_case(10, 0.1)
+    z[::3] *= 1e5  # saturated neighbours change nothing for the others
+    logits = torch.from_numpy(z).requires_grad_()
+    loss, sums = macer_loss(logits, torch.from_numpy(labels), **CONSTANTS)
+    loss.backward()
+    assert logits.grad is not None
+    alone = 0.0
+    totals: dict[str, float] = dict.fromkeys(sums, 0.0)
+    for index in range(len(z)):
+        one = torch.from_numpy(z[index : index + 1]).requires_grad_()
+        loss_of_one, sums_of_one = macer_loss(one, torch.from_numpy(labels[index : index + 1]), **CONSTANTS)
+        loss_of_one.backward()
+        assert one.grad is not None
+        torch.testing.assert_close(logits.grad[index], one.grad[0] / len(z), rtol=1e-9, atol=1e-15)
+        alone += loss_of_one.item()
+        for name, value in sums_of_one.items():
+            totals[name] += value.item()
+    assert loss.item() == pytest.approx(alone / len(z), rel=1e-12)
+    assert {name: value.item() for name, value in sums.items()} == pytest.approx(totals, rel=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 4.0, 8.0])
+def test_the_hinge_ends_exactly_at_gamma(gamma: float) -> None:
+    def of(xi: float) -> dict[str, float]:
+        p = ndtr(xi / 2)  # two classes, one copy: xi = 2 Phi^-1(p)
+        z = torch.tensor([[[math.log(p / (1 - p)), 0.0]]], dtype=torch.float64)
+        loss, sums = macer_loss(z, torch.zeros(1, dtype=torch.int64), sigma=0.5, lam=3.0, gamma=gamma, beta=1.0)
+        return {"loss": loss.item(), **{name: value.item() for name, value in sums.items()}}
+
+    below, above = of(gamma - 1e-6), of(gamma + 1e-6)
+    assert (below["inside"], below["saturated"]) == (1, 0)
+    assert (above["inside"], above["saturated"]) == (0, 1)
+    assert below["robustness"] == pytest.approx(0.25 * 1e-6, rel=1e-3)
+    assert above["robustness"] == 0.0
+    assert above["loss"] == above["classification"]
+    assert of(gamma / 2)["soft_radius"] == pytest.approx(0.25 * gamma / 2, rel=1e-9)
+    assert above["soft_radius"] == pytest.approx(0.25 * gamma, rel=1e-12), "the radius is capped as the hinge is"
+
+
+def linear(x: Tensor) -> Tensor:
+    """Three logits from one-pixel images."""
+    flat: Any = x.flatten(1)
+    return flat[:, :1] * torch.tensor([1.0, -1.0, 0.2])
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_method_draws_k_copies_and_defers_the_robustness_loss(k: int) -> None:
+    chosen = recipe("cifar10", "macer", 0.5).with_options(k=k, defer=2, lam=5.0)
+    images, labels = torch.rand(8, 1, 1, 1), torch.arange(8) % 3
+    kept = images.clone()
+    results = {}
+    for epoch in (0, 1, 2, 7):
+        loss, sums = macer(linear, images, labels, chosen, Step(epoch, torch.Generator().manual_seed(5)))
+        results[epoch] = loss.item()
+        robustness = chosen.lam * sums["robustness"] if epoch >= 2 else 0.0
+        assert loss.item() == pytest.approx(((sums["classification"] + robustness) / 8).item(), rel=1e-6)
+        assert sums["loss"].item() == pytest.approx(8 * loss.item(), rel=1e-6)
+        assert sums["robustness"] > 0
+    assert results[0] == results[1] != results[2] == results[7]
+    assert torch.equal(images, kept), "the images themselves are not touched"
+
+    noise = torch.randn((8 * k, 1, 1, 1), generator=torch.Generator().manual_seed(5))
+    noisy = images.repeat_interleave(k, 0) + 0.5 * noise
+    expected, _ = macer_loss(linear(noisy).view(8, k, 3), labels, sigma=0.5, lam=5.0, gamma=8.0, beta=16.0)
+    assert results[2] == pytest.approx(expected.item(), rel=1e-6), "copy j of image i is row i k + j"
+
+
+def test_gaussian_augmentation_is_cross_entropy_on_one_noisy_copy() -> None:
+    chosen = recipe("cifar10", "gaussian", 0.5)
+    images, labels = torch.rand(8, 1, 1, 1), torch.arange(8) % 3
+    loss, sums = gaussian(linear, images, labels, chosen, Step(0, torch.Generator().manual_seed(5)))
+    noisy = images + 0.5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(5))
+    p = softmax(linear(noisy).double().numpy())
+    expected = -np.log(p[np.arange(8), labels.numpy()]).mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert sums["loss"].item() == pytest.approx(8 * expected, rel=1e-6)
+    assert int(sums["correct"]) == (p.argmax(1) == labels.numpy()).sum()

@@ -1,0 +1,148 @@
+"""Batches: addressed by (seed, epoch, step), so that any step can be made again after a restart.
+
+Arrays are held on the device as uint8 and augmented there, a batch at a time; trees of image files
+stream through DataLoader workers. Both give images `[B, C, H, W]` in [0, 1] and labels `[B]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from macer_serve.datasets import ImageSet
+from macer_serve.errors import DataError
+
+
+def generator_for(device: torch.device | str, *address: int | str) -> torch.Generator:
+    """A generator seeded by a digest of its address: no state to save, none to lose."""
+    text = "/".join(str(part) for part in address)
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    return torch.Generator(device).manual_seed(seed)
+
+
+class Batches(Protocol):
+    """A training set as the loop sees it."""
+
+    steps_per_epoch: int
+    images_per_epoch: int
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch (from 0), beginning at `first_step`."""
+        ...
+
+
+class DeviceBatches:
+    """An array data set on the device: random crop (zero padding) and flip by one gather a batch."""
+
+    def __init__(self, images: ImageSet, *, batch: int, seed: int, device: torch.device, limit: int | None) -> None:
+        arrays = images.arrays()
+        if arrays is None:
+            raise DataError(f"{images.info.name} is a tree of files, not an array")
+        pixels, labels = (a[:limit] for a in arrays)
+        self.padding, self.flip = images.info.crop_padding, images.info.flip
+        pad = ((0, 0), (self.padding, self.padding), (self.padding, self.padding), (0, 0))
+        self.size = pixels.shape[1:3]
+        self.pixels = torch.from_numpy(np.pad(pixels, pad)).to(device)
+        self.labels = torch.from_numpy(labels).to(device)
+        self.batch, self.seed, self.device = min(batch, len(pixels)), seed, device
+        self.images_per_epoch = len(pixels)
+        self.steps_per_epoch = -(-len(pixels) // self.batch)
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(self.images_per_epoch, generator=generator_for("cpu", self.seed, "order", epoch))
+        order = order.to(self.device)
+        for step in range(first_step, self.steps_per_epoch):
+            chosen = order[step * self.batch : (step + 1) * self.batch]
+            yield self._augmented(chosen, generator_for(self.device, self.seed, "augment", epoch, step))
+
+    def _augmented(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        count, (height, width) = len(chosen), self.size
+        rows = torch.arange(height, device=self.device).expand(count, height)
+        cols = torch.arange(width, device=self.device).expand(count, width)
+        if self.padding:
+            offset = torch.randint(2 * self.padding + 1, (2, count, 1), generator=generator, device=self.device)
+            rows, cols = rows + offset[0], cols + offset[1]
+        if self.flip:
+            flipped = torch.rand((count, 1), generator=generator, device=self.device) < 0.5
+            cols = torch.where(flipped, cols.flip(1), cols)
+        pixels = self.pixels[chosen[:, None, None], rows[:, :, None], cols[:, None, :]]
+        # A permuted NHWC tensor *is* channels-last: no copy is made for the memory format.
+        return pixels.permute(0, 3, 1, 2).float().div_(255), self.labels[chosen]
+
+
+class _AugmentedTree(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Files with an augmentation addressed by (seed, epoch, index), whichever worker makes it."""
+
+    def __init__(self, images: ImageSet, size: int, seed: int) -> None:
+        from torchvision.transforms import v2
+
+        self.images, self.seed = images, seed
+        self.transform: Any = v2.Compose(
+            [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        )
+
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = address
+        image, label = self.images.source[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator_for("cpu", self.seed, "augment", epoch, index).initial_seed())
+            return self.transform(image), label
+
+
+class TreeBatches:
+    """An ImageFolder tree streamed by DataLoader workers: random resized crop and flip on uint8."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        size: int,
+        batch: int,
+        seed: int,
+        device: torch.device,
+        workers: int,
+        limit: int | None,
+    ) -> None:
+        self.data = _AugmentedTree(images, size, seed)
+        # A limit takes images evenly spread: a tree is sorted by class, and its head would be one class.
+        count = len(images) if limit is None else min(limit, len(images))
+        self.indices = torch.arange(count) * len(images) // count
+        self.images_per_epoch = len(self.indices)
+        self.batch, self.seed, self.device, self.workers = min(batch, len(self.indices)), seed, device, workers
+        self.steps_per_epoch = -(-len(self.indices) // self.batch)
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = generator_for("cpu", self.seed, "order", epoch)
+        order = self.indices[torch.randperm(self.images_per_epoch, generator=generator)].tolist()
+        batches = [
+            [(epoch, index) for index in order[step * self.batch : (step + 1) * self.batch]]
+            for step in range(first_step, self.steps_per_epoch)
+        ]
+        loader = torch.utils.data.DataLoader(
+            self.data,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            worker_init_fn=_leave_signals_to_the_parent,
+            pin_memory=self.device.type == "cuda",
+        )
+        try:
+            for pixels, labels in loader:
+                images = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+                yield images.float().div_(255), labels.to(self.device, non_blocking=True)
+        except DataError as error:
+            # A worker's exception arrives with its traceback as text: the last line is the message.
+            raise DataError(
+                str(error).strip().splitlines()[-1].removeprefix("macer_serve.errors.DataError: ")
+            ) from None
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A stop sent to the whole process group must not take the workers from the step that is under way."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

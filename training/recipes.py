@@ -1,0 +1,130 @@
+"""Recipes: a training method with all its constants, the published ones as defaults.
+
+Sources: Zhai et al. 2020 (MACER), Cohen et al. 2019 (Gaussian augmentation) and their public code;
+for MNIST, the public code of Jeong & Shin 2020, whose runs of MACER are all deferred to the first drop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from macer_serve.errors import ParameterError
+
+Method = Literal["gaussian", "macer"]
+METHODS: tuple[Method, ...] = ("gaussian", "macer")
+Schedule = Literal["step", "one-cycle"]
+_MACER_ONLY = ("k", "lam", "gamma", "beta", "defer")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Every constant of a run. Raises `ParameterError` at construction where one is outside its range.
+
+    `lr` is the peak learning rate. `schedule="step"` multiplies it by 0.1 at each epoch of `milestones`;
+    `"one-cycle"` rises linearly from 0 over the first `warmup` share of all steps and falls linearly to 0.
+    `k`, `lam`, `gamma`, `beta` are MACER's noisy copies, weight of the robustness loss, hinge and inverse
+    temperature; the robustness loss is off during the first `defer` epochs.
+    """
+
+    method: Method
+    sigma: float
+    epochs: int
+    batch: int
+    lr: float
+    weight_decay: float
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: Schedule = "step"
+    milestones: tuple[int, ...] = ()
+    warmup: float = 0.2
+    k: int = 1
+    lam: float = 0.0
+    gamma: float = 8.0
+    beta: float = 16.0
+    defer: int = 0
+
+    def __post_init__(self) -> None:
+        problems = {
+            f"method must be one of {', '.join(METHODS)}": self.method not in METHODS,
+            "sigma must lie in [0.005, 4]": not 0.005 <= self.sigma <= 4.0,
+            "epochs must be at least 1": self.epochs < 1,
+            "batch must be at least 1": self.batch < 1,
+            "lr must be positive and finite": not 0 < self.lr < math.inf,
+            "weight_decay must be finite and not negative": not 0 <= self.weight_decay < math.inf,
+            "momentum must lie in [0, 1)": not 0 <= self.momentum < 1,
+            "nesterov needs momentum": self.nesterov and self.momentum == 0,
+            "schedule must be step or one-cycle": self.schedule not in ("step", "one-cycle"),
+            "milestones must be at least 1": any(epoch < 1 for epoch in self.milestones),
+            "warmup must lie in [0, 1)": not 0 <= self.warmup < 1,
+            "k must be at least 1": self.k < 1,
+            "lam must be finite and not negative": not 0 <= self.lam < math.inf,
+            "gamma must be positive and finite": not 0 < self.gamma < math.inf,
+            "beta must be positive and finite": not 0 < self.beta < math.inf,
+            "defer must not be negative": self.defer < 0,
+        }
+        for message, wrong in problems.items():
+            if wrong:
+                raise ParameterError(f"recipe: {message}")
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of global step `step`, counted from 0."""
+        if self.schedule == "step":
+            drops = sum(step // steps_per_epoch >= epoch for epoch in self.milestones)
+            return self.lr * 0.1**drops
+        total = self.epochs * steps_per_epoch
+        done = (step + 0.5) / total
+        if done < self.warmup:
+            return self.lr * done / self.warmup
+        return self.lr * (1.0 - done) / (1.0 - self.warmup)
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def with_options(self, **options: Any) -> Recipe:
+        """This recipe with every option that is not None put in its place.
+
+        Shortening or lengthening a run moves the milestones and the deferral in proportion, unless they are
+        given; given milestones alone move a deferral to the first of them, where the published ones end.
+        Raises `ParameterError` for an option that the method does not know: it would be recorded, and unused.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        if self.method != "macer" and (unused := [name for name in _MACER_ONLY if name in given]):
+            raise ParameterError(f"recipe: {', '.join(unused)} applies to method macer only, not to {self.method}")
+        scale = given.get("epochs", self.epochs) / self.epochs
+        if self.defer and given.get("milestones"):
+            given.setdefault("defer", min(given["milestones"]))
+        given.setdefault("milestones", tuple(max(1, round(m * scale)) for m in self.milestones))
+        given.setdefault("defer", round(self.defer * scale))
+        return replace(self, **given)
+
+
+def _nearest_sigma(sigma: float) -> float:
+    return min((0.25, 0.5, 1.0), key=lambda published: abs(published - sigma))
+
+
+def recipe(dataset: str, method: str, sigma: float) -> Recipe:
+    """The published recipe; for a sigma between the published ones, the constants of the nearest.
+
+    Raises `ParameterError` for a method that does not exist.
+    """
+    if method not in METHODS:
+        raise ParameterError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
+    near = _nearest_sigma(sigma)
+    if method == "gaussian":
+        if dataset == "imagenet":
+            return Recipe("gaussian", sigma, 90, 256, 0.1, 1e-4, milestones=(30, 60))
+        if dataset == "mnist":
+            return Recipe("gaussian", sigma, 90, 256, 0.01, 1e-4, milestones=(30, 60))
+        return Recipe("gaussian", sigma, 150, 256, 0.1, 1e-4, milestones=(50, 100))
+    if dataset == "imagenet":
+        lam = {0.25: 6.0, 0.5: 3.0, 1.0: 3.0}[near]
+        defer = 30 if near == 1.0 else 0
+        return Recipe("macer", sigma, 120, 256, 0.1, 1e-4, milestones=(30, 60, 90), k=2, lam=lam, defer=defer)
+    if dataset == "mnist":
+        lam = {0.25: 16.0, 0.5: 16.0, 1.0: 6.0}[near]
+        return Recipe("macer", sigma, 90, 256, 0.01, 1e-4, milestones=(30, 60), k=16, lam=lam, defer=30)
+    lam = {0.25: 12.0, 0.5: 4.0, 1.0: 12.0}[near]
+    defer = 200 if near == 1.0 else 0
+    return Recipe("macer", sigma, 440, 64, 0.01, 5e-4, milestones=(200, 400), k=16, lam=lam, defer=defer)
