@@ -1,0 +1,1 @@
+"""Serving on Ray: an ingress that drives certifications, and stateless voters."""

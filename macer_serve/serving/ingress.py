@@ -1,0 +1,247 @@
+"""The HTTP side: decode, validate, drive the certification, answer."""
+
+# Ray serialises the routes at decoration: annotations must be types, not postponed strings, and whatever a
+# handler calls must be defined above it or imported.
+import asyncio
+import base64
+import hashlib
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import HTMLResponse
+from ray import serve
+
+from macer_serve import __version__
+from macer_serve.errors import ParameterError
+from macer_serve.images import UploadLimits
+from macer_serve.serving import problems
+from macer_serve.serving.problems import ClientLeftError, OverloadedError, SlowUploadError, UnknownModelError
+from macer_serve.serving.remote_voter import RemoteVoter
+from macer_serve.serving.schemas import Answer, ModelDescription, Problem, Timing, answer
+from macer_serve.serving.settings import AppSettings
+from macer_serve.serving.uploads import BODY_SCHEMA, read_image
+from macer_serve.smoothed import Question, SmoothedClassifier
+from macer_serve.smoothing.certificate import Certificate
+from macer_serve.smoothing.plan import Plan
+
+log = logging.getLogger("ray.serve")
+
+_PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+_SCRIPT = re.search(r"<script>(.*?)</script>", _PAGE, re.DOTALL)
+_SCRIPT_DIGEST = base64.b64encode(hashlib.sha256((_SCRIPT[1] if _SCRIPT else "").encode()).digest()).decode()
+_PAGE_HEADERS = {  # the page's own script runs, and no other, wherever it might come from
+    "Content-Security-Policy": f"default-src 'none'; script-src 'sha256-{_SCRIPT_DIGEST}'; style-src 'unsafe-inline'; "
+    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+_DECODERS = 4  # uploads decoded at a time: each may take some 100 MB
+_PARAMETERS = ("model", "n", "alpha", "timeout_s")
+
+T = TypeVar("T")
+
+app = FastAPI(
+    title="macer-serve",
+    version=__version__,
+    description="Certified inference: every answer carries an L2 radius inside which nothing changes the class.",
+)
+problems.install(app)
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": what}
+    for status, what in {
+        400: "The image cannot be decoded",
+        404: "Unknown model",
+        408: "The upload takes too long",
+        413: "Too many bytes or pixels",
+        415: "Not PNG, JPEG or WebP",
+        422: "A parameter is outside its range",
+        429: "Too many requests; see Retry-After",
+        503: "No voter is available; see Retry-After",
+    }.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model: its classifier without network, its voters, its plan."""
+
+    classifier: SmoothedClassifier
+    voter: RemoteVoter
+    plan: Plan
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work; raises `ClientLeftError` as soon as the client is gone, the work cancelled.
+
+    Ray cancels, too, but a client can forbid it that by a header.
+    """
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeftError("the client has left")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _certify(served: Served, question: Question, plan: Plan, cap: int | None, budget_s: float) -> Certificate:
+    """The certificate, or what of it is proved when the time for votes is over."""
+    run = served.classifier.certification(question, plan, cap=cap)
+    voter = await served.voter.describe()
+    try:
+        async with asyncio.timeout(budget_s):
+            await served.voter.drive(run, question, voter)
+    except TimeoutError:
+        run.stop("deadline")
+    return served.classifier.certificate(question, run, voter.engine)
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 1)
+
+
+@serve.ingress(app)
+class Ingress:
+    """Holds a request's state in its coroutine; no statistics and no network live here."""
+
+    def __init__(self, settings: AppSettings, secret: bytes, voters: dict[str, Any]) -> None:
+        self._limits = settings.limits
+        limits = UploadLimits(settings.limits.bytes, settings.limits.pixels)
+        self._models = {}
+        for name, m in settings.models.items():
+            classifier = SmoothedClassifier.without_voter(m.checkpoint, noise=m.noise, secret=secret, limits=limits)
+            voter = RemoteVoter(voters[name], m.replicas, classifier.config.digest)
+            self._models[name] = Served(classifier, voter, Plan(n0=m.n0, n=m.n, alpha=m.alpha))
+        self._default = next(iter(settings.models))
+        # Its own threads, not `to_thread`: a client that leaves does not stop its decoder, nor free the place.
+        self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
+        self._in_work = 0
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page(self) -> HTMLResponse:
+        return HTMLResponse(_PAGE, headers=_PAGE_HEADERS)
+
+    @app.get("/healthz", summary="The ingress is alive")
+    async def healthz(self) -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="Every model can certify", responses={503: _PROBLEMS[503]})
+    async def readyz(self) -> dict[str, Any]:
+        described = await asyncio.gather(*(m.voter.describe() for m in self._models.values()))
+        return {
+            "status": "ready",
+            "models": {
+                name: {"engine": voter.engine, "passes": voter.passes}
+                for name, voter in zip(self._models, described, strict=True)
+            },
+        }
+
+    @app.get("/models", summary="The models served")
+    async def models(self) -> list[ModelDescription]:
+        return [self._describe(name) for name in self._models]
+
+    @app.post("/v1/predict", responses=_PROBLEMS, openapi_extra=BODY_SCHEMA, summary="Certify an image")
+    @app.post("/predict", responses=_PROBLEMS, openapi_extra=BODY_SCHEMA, summary="Certify an image")
+    async def predict(
+        self,
+        request: Request,
+        response: Response,
+        model: Annotated[str | None, Query(description="A name of /models; default: the first.")] = None,
+        n: Annotated[int | None, Query(ge=1, description="A cap on estimation votes, at most the plan's n.")] = None,
+        alpha: Annotated[float | None, Query(gt=0, description="1 - confidence, up to the server's limit.")] = None,
+        timeout_s: Annotated[float | None, Query(gt=0, description="Deadline, up to the server's limit.")] = None,
+    ) -> Answer:
+        """The class of the image and the radius inside which nothing changes it, or an abstention (also 200)."""
+        named = Counter(name for name, _ in request.query_params.multi_items())
+        if unknown := sorted(set(named) - set(_PARAMETERS)):
+            raise ParameterError(f"unknown parameter {', '.join(unknown)}; known: {', '.join(_PARAMETERS)}")
+        if repeated := [name for name, times in named.items() if times > 1]:
+            raise ParameterError(f"{', '.join(repeated)} is given more than once")
+        served = self._served(model)
+        plan, cap = self._plan(served.plan, n, alpha)
+        limit = self._limits.timeout_s
+        if timeout_s is not None and timeout_s > limit:
+            raise ParameterError(f"timeout_s must not exceed this server's {limit:g}, not {timeout_s:g}")
+        async with self._place():
+            try:
+                async with asyncio.timeout(limit):
+                    data = await read_image(request, self._limits.bytes)
+            except TimeoutError:
+                raise SlowUploadError(f"the upload was not complete after {limit:g} s") from None
+            uploaded = time.perf_counter()
+            question, began, decoded = await _unless_left(request, self._decode(served, data))
+            budget = limit if timeout_s is None else timeout_s
+            certificate = await _unless_left(request, _certify(served, question, plan, cap, budget))
+            finished = time.perf_counter()
+        response.headers["Cache-Control"] = "no-store"
+        return answer(
+            certificate,
+            served.classifier.config.classes,
+            Timing(queue=_ms(began - uploaded), decode=_ms(decoded - began), certify=_ms(finished - decoded)),
+        )
+
+    async def _decode(self, served: Served, data: bytes) -> tuple[Question, float, float]:
+        """The question of an upload, and when its decoding began and ended."""
+
+        def timed() -> tuple[Question, float, float]:
+            began = time.perf_counter()
+            return served.classifier.question(data), began, time.perf_counter()
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, timed)
+
+    def _served(self, name: str | None) -> Served:
+        try:
+            return self._models[self._default if name is None else name]
+        except KeyError:
+            raise UnknownModelError(f"there is no model {name!r}; choose one of: {', '.join(self._models)}") from None
+
+    def _plan(self, plan: Plan, n: int | None, alpha: float | None) -> tuple[Plan, int | None]:
+        """The plan and the cap on its votes, within the server's limits."""
+        if n is not None and n > plan.n:
+            raise ParameterError(f"n must not exceed this model's {plan.n}, not {n}")
+        if alpha is not None and alpha > self._limits.alpha:
+            raise ParameterError(f"alpha must not exceed this server's {self._limits.alpha:g}, not {alpha:g}")
+        return Plan(n0=plan.n0, n=plan.n, alpha=plan.alpha if alpha is None else alpha), n
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """One of the places for requests in work; raises `OverloadedError` where all are taken."""
+        if self._in_work >= self._limits.concurrent:
+            raise OverloadedError(f"{self._in_work} requests are in work already; try again shortly")
+        self._in_work += 1
+        try:
+            yield
+        finally:
+            self._in_work -= 1
+
+    def _describe(self, name: str) -> ModelDescription:
+        served = self._models[name]
+        config = served.classifier.config
+        return ModelDescription(
+            name=name,
+            digest=config.digest,
+            architecture=config.architecture,
+            classes=list(config.classes),
+            sigma=config.sigma,
+            input_shape=list(config.input_shape),
+            noise=served.classifier.noise.name,
+            plan=served.plan.to_json(),
+            default=name == self._default,
+        )

@@ -1,0 +1,91 @@
+"""The cluster's voters as the ingress sees them: every step of votes goes through one handle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from macer_serve.errors import EngineMismatchError
+from macer_serve.serving.problems import UnavailableError
+from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
+from macer_serve.smoothed import Question, next_step
+from macer_serve.smoothing.certification import Certification, Draw, Votes
+
+log = logging.getLogger("ray.serve")
+
+_ATTEMPTS = 5
+
+
+class RemoteVoter:
+    """A window of draws in flight over all replicas of one voter deployment, which must hold checkpoint `digest`."""
+
+    def __init__(self, handle: Any, replicas: int, digest: str) -> None:
+        self._handle, self._replicas, self._digest = handle, replicas, digest
+
+    async def describe(self, timeout_s: float = 10.0) -> VoterDescription:
+        """What a replica says of itself.
+
+        Raises `UnavailableError` where none answers in time, or where it has loaded another checkpoint than the
+        ingress: certificates would name the wrong one.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                voter: VoterDescription = await self._handle.describe.remote()
+        except (TimeoutError, RayError, DeploymentUnavailableError, BackPressureError) as error:
+            raise UnavailableError("no voter answers; try again shortly") from error
+        if voter.digest != self._digest:
+            log.error("the voter holds checkpoint %s, the ingress %s: restart the server", voter.digest, self._digest)
+            raise UnavailableError("the checkpoint was replaced while it was served; the server must be restarted")
+        return voter
+
+    async def drive(self, run: Certification, question: Question, voter: VoterDescription) -> None:
+        """Run the certification to its end, every vote by the engine described.
+
+        Cancelling this coroutine cancels what is in flight. Raises `UnavailableError` where no replica of
+        that engine answers.
+        """
+        size = 2 * voter.workers * self._replicas
+        window: deque[tuple[list[Draw], asyncio.Task[list[Votes]]]] = deque()
+        try:
+            while True:
+                while len(window) < size and (draws := next_step(run, voter.step)):
+                    request = VoteRequest(question.x, question.seed, tuple(draws), voter.engine)
+                    window.append((draws, asyncio.create_task(self._count(request))))
+                if not window:
+                    return
+                draws, task = window[0]
+                for draw, votes in zip(draws, await task, strict=True):
+                    run.add(draw, votes)
+                window.popleft()
+        finally:
+            for _, task in window:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in window), return_exceptions=True)
+
+    async def _count(self, request: VoteRequest) -> list[Votes]:
+        """The votes of one step; a lost replica costs a repetition of the same draws, and changes no vote."""
+        for attempt in range(_ATTEMPTS):
+            response = self._handle.count.remote(request)
+            try:
+                return await response  # type: ignore[no-any-return]
+            except asyncio.CancelledError:
+                response.cancel()
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                why = "the replica was stopped"  # Ray reports that, too, as a cancellation
+            except BackPressureError as error:
+                raise UnavailableError("the voters are overloaded; try again shortly") from error
+            except (RayError, DeploymentUnavailableError) as error:
+                # What the voter itself raised arrives as a RayTaskError that is also of the original's class.
+                if isinstance(error, RayTaskError) and not isinstance(error, EngineMismatchError):
+                    raise
+                why = type(error).__name__
+            log.warning("%d votes are asked for again: %s", len(request), why)
+            await asyncio.sleep(0.1 * 2**attempt)
+        raise UnavailableError("no voter of the engine that began this certificate is left; try again")

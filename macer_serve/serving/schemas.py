@@ -1,0 +1,77 @@
+"""The documents that the HTTP API answers with."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from macer_serve.smoothing.certificate import Certificate
+
+
+class ClassVotes(BaseModel):
+    label: str
+    class_id: int
+    votes: int = Field(description="Estimation votes.")
+
+
+class Timing(BaseModel):
+    queue: float = Field(description="Milliseconds that the complete upload waited to be decoded.")
+    decode: float = Field(description="Milliseconds from upload to model input.")
+    certify: float = Field(description="Milliseconds from model input to certificate.")
+
+
+class Answer(BaseModel):
+    """A class with its certified radius, or an abstention, and the certificate that proves it."""
+
+    label: str | None
+    class_id: int | None
+    abstained: bool
+    radius: float = Field(description="Certified L2 radius at the model input, pixel values in [0, 1].")
+    upload_radius: float = Field(description="Certified L2 radius at the decoded RGB pixels of the upload.")
+    top: list[ClassVotes] = Field(description="Up to five classes by estimation votes.")
+    reason: str | None = Field(description="Why the answer is an abstention.")
+    stopped: str | None = Field(description="What ended the run: n, cap or deadline.")
+    certificate: dict[str, Any] = Field(description="Self-contained and signed; identical for identical requests.")
+    issued_at: str
+    timing_ms: Timing
+
+
+class ModelDescription(BaseModel):
+    name: str
+    digest: str
+    architecture: str
+    classes: list[str]
+    sigma: float
+    input_shape: list[int] = Field(description="Channels, height, width.")
+    noise: str
+    plan: dict[str, Any]
+    default: bool
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+def answer(certificate: Certificate, classes: tuple[str, ...], timing: Timing) -> Answer:
+    """The answer that carries the certificate."""
+    ranked = sorted((c for c in range(len(classes)) if certificate.votes[c]), key=lambda c: -certificate.votes[c])
+    return Answer(
+        label=certificate.label,
+        class_id=certificate.class_id,
+        abstained=certificate.abstained,
+        radius=certificate.radius,
+        upload_radius=certificate.upload_radius,
+        top=[ClassVotes(label=classes[c], class_id=c, votes=certificate.votes[c]) for c in ranked[:5]],
+        reason=certificate.reason,
+        stopped=certificate.stopped,
+        certificate=certificate.to_json(),
+        issued_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        timing_ms=timing,
+    )

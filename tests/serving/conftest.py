@@ -1,0 +1,186 @@
+"""One server process for most tests: the real `serve run` of the shipped YAML, on a Ray instance of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+IMAGES = sorted((ROOT / "tests" / "images").glob("*.png"))
+SECRET = b"a secret of tests, longer than sixteen bytes"
+START_S = 240  # a loaded machine compiles slowly
+
+pytest.importorskip("ray")
+
+
+class Server:
+    """A running `serve run`; `processes` are those of its Ray instance, known by their environment."""
+
+    def __init__(self, config: dict[str, Any], secret: bytes) -> None:
+        # Ray's sockets lie here, and a socket's path holds 107 bytes at most.
+        self.folder = Path(tempfile.mkdtemp(prefix="mr", dir="/tmp"))
+        (self.folder / "secret").write_bytes(secret + b"\n")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        config["http_options"]["port"] = self.port
+        for application in config["applications"]:
+            application["args"]["secret_file"] = str(self.folder / "secret")
+        (self.folder / "smoothed.yaml").write_text(yaml.safe_dump(config))
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+            "RAY_TMPDIR": str(self.folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),  # so that `serve status` may ask, too
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        self._log = (self.folder / "serve.log").open("wb")
+        self._process = subprocess.Popen(
+            [self.command("serve"), "run", "--address", "local", str(self.folder / "smoothed.yaml")],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @staticmethod
+    def command(name: str) -> str:
+        """The script of that name beside this Python."""
+        return str(Path(sys.executable).with_name(name))
+
+    def serve(self, command: str) -> str:
+        """The output of `serve status` or `serve config` for this server."""
+        dashboard = re.search(r"View the dashboard at \S*?(http://[\d.:]+)", self.log())
+        assert dashboard, "the server's log names no dashboard"
+        done = subprocess.run(
+            [self.command("serve"), command, "--address", dashboard[1]],
+            env={**self.environment, "RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout + done.stderr
+
+    def replica_logs(self) -> str:
+        """What Serve's processes wrote to their log files."""
+        logs = sorted((self.folder / "session_latest" / "logs" / "serve").glob("*.log"))
+        return "\n".join(path.read_text(errors="replace") for path in logs)
+
+    def log(self) -> str:
+        """What the server has printed, workers' output included."""
+        return (self.folder / "serve.log").read_text(errors="replace")
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=15).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        pytest.fail(f"the server did not become ready:\n{self.log()[-4000:]}")
+
+    def processes(self, title: str = "") -> list[int]:
+        """Living processes of this server whose command line holds `title`."""
+        marker, found = f"RAY_TMPDIR={self.folder}\0".encode(), []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                ours = marker in (entry / "environ").read_bytes() + b"\0"
+                if ours and state != "Z" and title in (entry / "cmdline").read_text(errors="replace"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # it has ended meanwhile, or belongs to someone else
+        return found
+
+    def stop(self) -> None:
+        """End every process, and check that none is left."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        deadline = time.monotonic() + 20
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        self._log.close()
+        tail = self.log()[-2000:]
+        shutil.rmtree(self.folder, ignore_errors=True)
+        assert not left, f"processes outlived the server: {left}\n{tail}"
+
+
+def shipped_config() -> dict[str, Any]:
+    """`deployments/smoothed.yaml` as users start it."""
+    return yaml.safe_load((ROOT / "deployments" / "smoothed.yaml").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Two models: `cifar10` as shipped, and `quick`, on two replicas, uncompiled and with fewer votes."""
+    config = shipped_config()
+    arguments = config["applications"][0]["args"]
+    arguments["limits"] = {"concurrent": 8, "timeout_s": 150}
+    arguments["models"]["cifar10"]["num_cpus"] = 0
+    arguments["models"]["quick"] = {
+        "checkpoint": "bundled:cifar10",
+        "n": 1000,
+        "alpha": 0.01,
+        "replicas": 2,
+        "num_cpus": 0,
+        "workers": 1,
+        "compile": False,
+    }
+    running = Server(config, SECRET)
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    # Connections are not kept: a refused upload may end its connection, as HTTP allows.
+    with httpx.Client(base_url=server.url, timeout=200, headers={"Connection": "close"}) as own:
+        yield own
+
+
+@pytest.fixture(scope="session")
+def secret() -> bytes:
+    """The operator's secret, as the server's secret file holds it."""
+    return SECRET
+
+
+@pytest.fixture(scope="session")
+def images() -> list[bytes]:
+    """CIFAR-10 test images as PNG files; the second is a ship."""
+    return [path.read_bytes() for path in IMAGES]
+
+
+@pytest.fixture(scope="session")
+def ship() -> Path:
+    return next(path for path in IMAGES if "ship" in path.name)

@@ -1,0 +1,90 @@
+"""Settings and the app builder: an operator's mistake is named at the start, not met by a user."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from macer_serve.errors import CheckpointError, ParameterError
+from macer_serve.serving.app import build
+from macer_serve.serving.settings import AppSettings
+
+MODEL = {"checkpoint": "bundled:cifar10"}
+
+
+def settings(**changes: Any) -> AppSettings:
+    return AppSettings.model_validate({"models": {"cifar10": MODEL}, **changes})
+
+
+def test_the_shipped_yaml_is_valid() -> None:
+    file = Path(__file__).parents[2] / "deployments" / "smoothed.yaml"
+    document = yaml.safe_load(file.read_text())
+    (application,) = document["applications"]
+    assert application["import_path"] == "macer_serve.serving.app:build"
+    assert document["http_options"]["host"] == "127.0.0.1"  # nobody outside, unless the operator says so
+    assert AppSettings.model_validate(application["args"]).models["cifar10"].checkpoint == "bundled:cifar10"
+
+
+def test_ray_finds_the_type_of_the_arguments_in_the_signature() -> None:
+    assert inspect.signature(build).parameters["args"].annotation is AppSettings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"models": {"a": {**MODEL, "sigma": 0.5}}}, "models.a.sigma"),
+        ({"models": {"a": MODEL}, "limit": {}}, "limit"),
+        ({"models": {"a": MODEL}, "limits": {"n": 5}}, "limits.n"),
+        ({"models": {}}, "at least one checkpoint"),
+        ({}, "models"),
+        ({"models": {"a": {}}}, "models.a.checkpoint"),
+        ({"models": {"a": {**MODEL, "n": 0}}}, "models.a.n"),
+        ({"models": {"a": {**MODEL, "n": 10**8}}}, "models.a.n"),
+        ({"models": {"a": {**MODEL, "alpha": 0.5}}}, "models.a.alpha"),
+        ({"models": {"a": {**MODEL, "alpha": float("nan")}}}, "models.a.alpha"),
+        ({"models": {"a": {**MODEL, "replicas": 0}}}, "models.a.replicas"),
+        ({"models": {"a": {**MODEL, "noise": "none"}}}, "models.a.noise"),
+        ({"models": {"a/b": MODEL}}, "a/b"),
+        ({"models": {"a#b": MODEL}}, "a#b"),
+        ({"models": {"": MODEL}}, "models"),
+        ({"models": {"a": MODEL}, "limits": {"pixels": 10**9}}, "limits.pixels"),
+        ({"models": {"a": MODEL}, "limits": {"timeout_s": float("inf")}}, "limits.timeout_s"),
+        ({"models": {"a": MODEL}, "limits": {"concurrent": 0}}, "limits.concurrent"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        AppSettings.model_validate(arguments)
+    assert named in str(refused.value)
+
+
+def test_a_missing_checkpoint_stops_the_builder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        build(settings(models={"a": {"checkpoint": str(tmp_path / "nowhere")}}))
+
+
+def test_a_missing_secret_file_stops_the_builder(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"secret_file .*nowhere: No such file"):
+        build(settings(secret_file=str(tmp_path / "nowhere")))
+
+
+def test_a_short_secret_stops_the_builder_and_is_not_printed(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(b"  hunter2 \n")
+    with pytest.raises(ParameterError, match=r"secret_file .*at least 16 bytes, not 7") as refused:
+        build(settings(secret_file=str(file)))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_fresh_secret_is_announced_and_not_printed(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="ray.serve"):
+        import logging
+
+        logging.getLogger("ray.serve").addHandler(caplog.handler)
+        build(settings())
+    assert "fresh secret" in caplog.text

@@ -1,0 +1,356 @@
+"""The HTTP contract, on a real server: what is answered, that it can be repeated, and what faults do to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from macer_serve.serving.schemas import Answer
+from macer_serve.smoothed import SmoothedClassifier
+from macer_serve.smoothing.certificate import Certificate
+from macer_serve.smoothing.plan import Plan
+
+PNG = {"content-type": "image/png"}
+QUICK = Plan(n0=100, n=1000, alpha=0.01)
+FIELDS = [
+    "label",
+    "class_id",
+    "abstained",
+    "radius",
+    "upload_radius",
+    "top",
+    "reason",
+    "stopped",
+    "certificate",
+    "issued_at",
+    "timing_ms",
+]
+
+
+def certify(client: httpx.Client, image: bytes, model: str = "quick", **parameters: Any) -> dict[str, Any]:
+    answer = client.post("/predict", params={"model": model, **parameters}, content=image, headers=PNG)
+    assert answer.status_code == 200, answer.text
+    return answer.json()  # type: ignore[no-any-return]
+
+
+def passes_of(client: httpx.Client, model: str) -> int:
+    """Forward passes that a replica of the model's voter has made."""
+    return client.get("/readyz").json()["models"][model]["passes"]  # type: ignore[no-any-return]
+
+
+def assert_problem(answer: httpx.Response, status: int, says: str = "") -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json()
+    assert set(document) == {"type", "title", "status", "detail"}
+    assert document["status"] == status
+    assert says in document["detail"]
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+
+
+@pytest.fixture(scope="module")
+def in_process(secret: bytes) -> SmoothedClassifier:
+    """The same classifier as the server's `quick`, as a library."""
+    return SmoothedClassifier.load("bundled:cifar10", secret=secret, workers=1, compile=False)
+
+
+def test_an_answer_has_the_documented_fields(client: httpx.Client, images: list[bytes], secret: bytes) -> None:
+    answer = certify(client, images[1], model="cifar10")
+    assert list(answer) == FIELDS
+    assert Answer.model_validate(answer).label == "ship"
+    assert answer["abstained"] is False
+    assert answer["radius"] == answer["upload_radius"] > 0
+    assert answer["reason"] is None
+    assert answer["stopped"] == "n"
+    assert set(answer["timing_ms"]) == {"queue", "decode", "certify"}
+    assert answer["top"][0] == {"label": "ship", "class_id": 8, "votes": max(answer["certificate"]["votes"])}
+    certificate = Certificate.from_json(answer["certificate"])
+    assert certificate.is_authentic(secret)
+    assert (certificate.n0, certificate.n, sum(certificate.votes)) == (100, 10_000, 10_000)
+    for field in ("label", "class_id", "abstained", "radius", "upload_radius", "reason", "stopped"):
+        assert answer["certificate"][field] == answer[field]
+
+
+def test_multipart_raw_and_both_paths_give_the_same_certificate(client: httpx.Client, images: list[bytes]) -> None:
+    raw = certify(client, images[1])["certificate"]
+    again = certify(client, images[1])["certificate"]
+    upload = {"file": ("any name.png", images[1], "image/png")}
+    multipart = client.post("/predict", params={"model": "quick"}, files=upload).json()["certificate"]
+    versioned = client.post("/v1/predict", params={"model": "quick"}, content=images[1], headers=PNG).json()
+    # The type a client declares chooses how the body is read; the file itself says what it is.
+    mislabelled = client.post(
+        "/predict", params={"model": "quick"}, content=images[1], headers={"content-type": "image/jpeg"}
+    ).json()
+    assert raw == again == multipart == versioned["certificate"] == mislabelled["certificate"]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 90}), ("WEBP", {"lossless": True})])
+def test_jpeg_and_webp_are_accepted(client: httpx.Client, images: list[bytes], kind: str, options: Any) -> None:
+    file = BytesIO()
+    Image.open(BytesIO(images[1])).save(file, kind, **options)
+    headers = {"content-type": f"image/{kind.lower()}"}
+    answer = client.post("/predict", params={"model": "quick"}, content=file.getvalue(), headers=headers).json()
+    assert answer["label"] == "ship"
+    same_pixels = kind == "WEBP"
+    digest = certify(client, images[1], n=1)["certificate"]["input"]["digest"]
+    assert (answer["certificate"]["input"]["digest"] == digest) == same_pixels
+
+
+def test_votes_depend_on_nothing_that_runs_beside_them(client: httpx.Client, images: list[bytes]) -> None:
+    """Mixed models, images and caps at once, on shared passes and two replicas: each as if it were alone."""
+    asked = [(images[i % 5], ("quick", "quick", "cifar10")[i % 3], {} if i % 4 else {"n": 130}) for i in range(18)]
+
+    def ask(request: tuple[bytes, str, dict[str, int]]) -> Any:
+        image, model, parameters = request
+        return certify(client, image, model, **({"n": 700} if model == "cifar10" else parameters))["certificate"]
+
+    with ThreadPoolExecutor(7) as threads:
+        together = list(threads.map(ask, asked))
+    alone = {}
+    for request, certificate in zip(asked, together, strict=True):
+        key = (request[0], request[1], *request[2])
+        alone[key] = alone.get(key) or ask(request)
+        assert certificate == alone[key]
+
+
+def test_the_server_and_the_library_issue_the_same_certificate(
+    client: httpx.Client, images: list[bytes], in_process: SmoothedClassifier
+) -> None:
+    """Two replicas behind HTTP, or one voter in this process: the same votes, radius and mac."""
+    for image in images[:3]:
+        assert certify(client, image)["certificate"] == in_process.certify(image, QUICK).to_json()
+
+
+def test_another_pixel_meets_other_noise(client: httpx.Client, images: list[bytes]) -> None:
+    pixels = np.array(Image.open(BytesIO(images[1])).convert("RGB"))
+    pixels[16, 16, 0] ^= 1
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    one, other = (certify(client, image)["certificate"] for image in (images[1], file.getvalue()))
+    assert one["input"]["digest"] != other["input"]["digest"]
+    assert one["votes"] + one["selection_votes"] != other["votes"] + other["selection_votes"]
+
+
+def test_a_cap_below_the_plan_reads_the_same_votes_and_abstains(client: httpx.Client, images: list[bytes]) -> None:
+    whole = certify(client, images[1])["certificate"]
+    capped = certify(client, images[1], n=999)
+    assert capped["abstained"] is True
+    assert (capped["label"], capped["class_id"], capped["radius"], capped["upload_radius"]) == (None, None, 0, 0)
+    assert capped["stopped"] == "cap"
+    assert "cap on votes was reached after 999 of 1,000" in capped["reason"]
+    assert capped["certificate"]["n"] == sum(capped["certificate"]["votes"]) == 999
+    assert capped["certificate"]["selection_votes"] == whole["selection_votes"]
+    assert sum(np.subtract(whole["votes"], capped["certificate"]["votes"])) == 1
+    assert min(np.subtract(whole["votes"], capped["certificate"]["votes"])) == 0
+    assert certify(client, images[1], n=1000)["certificate"] == whole
+
+
+def test_a_smaller_alpha_reads_the_same_votes_for_a_smaller_radius(client: httpx.Client, images: list[bytes]) -> None:
+    usual, careful = certify(client, images[1]), certify(client, images[1], alpha=0.0001)
+    assert careful["certificate"]["votes"] == usual["certificate"]["votes"]
+    assert 0 < careful["radius"] < usual["radius"]
+    assert careful["certificate"]["statement"].startswith("With confidence 99.99%")
+
+
+def test_split_votes_are_an_abstention_in_words(client: httpx.Client) -> None:
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)).save(file, "PNG")
+    # Nothing is certain at such a confidence but a unanimous vote of many more copies.
+    answer = certify(client, file.getvalue(), alpha=1e-300)
+    assert answer["abstained"] is True
+    assert answer["stopped"] == "n"
+    assert answer["reason"].startswith("votes were split: ")
+    assert "more than 50 %" in answer["reason"]
+
+
+def test_a_deadline_returns_what_is_proved_so_far(client: httpx.Client, images: list[bytes]) -> None:
+    answer = certify(client, images[1], model="cifar10", timeout_s=0.001)
+    assert (answer["abstained"], answer["stopped"]) == (True, "deadline")
+    assert "deadline was reached after " in answer["reason"]
+    assert answer["certificate"]["n"] < 10_000
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"n": 1001}, "n must not exceed this model's 1000"),
+        ({"n": 0}, "n: "),
+        ({"n": -5}, "n: "),
+        ({"n": "ten"}, "n: "),
+        ({"n": "9" * 40}, "n must not exceed"),
+        ({"alpha": 0.06}, "alpha must not exceed this server's 0.05"),
+        ({"alpha": 0}, "alpha: "),
+        ({"alpha": "nan"}, "alpha"),
+        ({"alpha": "inf"}, "alpha"),
+        ({"timeout_s": 151}, "timeout_s must not exceed this server's 150"),
+        ({"timeout_s": 0}, "timeout_s: "),
+        ({"timeout_s": "nan"}, "timeout_s"),
+        ({"radius": 0.5}, "unknown parameter radius"),
+        ({"tolerance": 0.1}, "unknown parameter tolerance"),
+        ({"mode": "predict"}, "unknown parameter mode"),
+        ({"stream": "true"}, "unknown parameter stream"),
+        ({"seed": 7}, "unknown parameter seed"),
+        ({"n": ["10", "1000"]}, "n is given more than once"),
+    ],
+)
+def test_a_parameter_outside_its_limits_is_refused(
+    client: httpx.Client, images: list[bytes], parameters: dict[str, Any], says: str
+) -> None:
+    answer = client.post("/predict", params={"model": "quick", **parameters}, content=images[1], headers=PNG)
+    assert_problem(answer, 422, says)
+
+
+def test_other_mistakes_are_named(client: httpx.Client, images: list[bytes]) -> None:
+    image = images[1]
+    assert_problem(client.post("/predict", params={"model": "x"}, content=image, headers=PNG), 404, "cifar10, quick")
+    assert_problem(client.post("/predict", content=image, headers={"content-type": "text/plain"}), 415, "multipart")
+    assert_problem(client.post("/predict", content=image), 415, "missing")
+    assert_problem(client.post("/predict", files={"image": image}), 400, "no file part named 'file'")
+    assert_problem(client.post("/predict", data={"file": "text"}, files={}), 415)
+    assert_problem(client.post("/predict", content=b"", headers=PNG), 400, "empty")
+    assert_problem(client.get("/nothing"), 404)
+    refused = client.get("/predict")
+    assert_problem(refused, 405)
+    assert refused.headers["allow"] == "POST"
+
+
+def test_the_request_id_is_echoed(client: httpx.Client) -> None:
+    assert client.get("/healthz", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+    refused = client.post("/predict", content=b"", headers={**PNG, "X-Request-ID": "mine-2"})
+    assert refused.headers["x-request-id"] == "mine-2"
+    assert client.get("/healthz").headers["x-request-id"]
+
+
+def test_the_server_describes_itself(client: httpx.Client, in_process: SmoothedClassifier) -> None:
+    cifar10, quick = client.get("/models").json()
+    assert (cifar10["name"], quick["name"]) == ("cifar10", "quick")
+    assert (cifar10["default"], quick["default"]) == (True, False)
+    assert quick["digest"] == in_process.config.digest
+    assert quick["classes"] == list(in_process.config.classes)
+    assert (quick["sigma"], quick["noise"]) == (in_process.config.sigma, in_process.noise.name)
+    assert quick["plan"] == QUICK.to_json()
+    assert client.get("/healthz").json() == {"status": "ok"}
+    ready = client.get("/readyz").json()
+    assert ready["status"] == "ready"
+    assert in_process.voter is not None
+    assert ready["models"]["quick"]["engine"] == in_process.voter.engine
+
+
+def test_the_documentation_shows_both_bodies_and_the_answer(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    predict = document["paths"]["/predict"]["post"]
+    assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/png", "image/jpeg", "image/webp"}
+    assert {p["name"] for p in predict["parameters"]} == {"model", "n", "alpha", "timeout_s"}
+    assert predict["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Answer")
+    assert set(document["components"]["schemas"]["Answer"]["properties"]) == set(FIELDS)
+    for status in ("400", "404", "408", "413", "415", "422", "429", "503"):
+        assert "application/problem+json" in predict["responses"][status]["content"]
+    assert "/v1/predict" in document["paths"]
+    assert "swagger" in client.get("/docs").text
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_headers_that_would_lift_ray_s_time_out_do_not_lift_the_deadline(
+    client: httpx.Client, images: list[bytes]
+) -> None:
+    for value in ("0", "-1", "nonsense"):
+        answer = client.post(
+            "/predict",
+            params={"model": "cifar10", "timeout_s": 0.001},
+            content=images[1],
+            headers={**PNG, "x-request-timeout-seconds": value},
+        )
+        assert answer.json()["stopped"] == "deadline"
+
+
+@pytest.mark.parametrize("header", ["", "x-request-disconnect-disabled: ?1\r\n"])
+def test_a_client_that_leaves_frees_the_voter(
+    server: Any, client: httpx.Client, images: list[bytes], header: str
+) -> None:
+    """With Ray's cancelling switched off by the client, too."""
+
+    before = passes_of(client, "cifar10")
+    with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n{header}"
+        leaving.sendall(f"{head}Content-Length: {len(images[1])}\r\n\r\n".encode() + images[1])
+        while passes_of(client, "cifar10") == before:
+            pass
+    certify(client, images[2], model="cifar10")
+    whole = 40  # of 256 copies: 10,100 votes
+    assert passes_of(client, "cifar10") - before < 2 * whole - 5
+
+
+def test_more_requests_than_places_are_asked_to_come_back(
+    server: Any, client: httpx.Client, images: list[bytes]
+) -> None:
+    head = b"POST /predict?model=quick HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\n"
+    holding = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
+    deadline = time.monotonic() + 60
+    try:
+        for connection in holding:
+            connection.sendall(head)  # and never the body: each holds a place
+        answer = client.post("/predict?model=quick", content=images[1], headers=PNG)
+        while answer.status_code == 200 and time.monotonic() < deadline:
+            answer = client.post("/predict?model=quick", content=images[1], headers=PNG)
+        assert_problem(answer, 429, "in work already")
+        assert client.get("/readyz").status_code == 200  # overload is not unreadiness
+    finally:
+        for connection in holding:
+            connection.close()
+    while client.post("/predict?model=quick", content=images[1], headers=PNG).status_code == 429:
+        assert time.monotonic() < deadline, "the places of clients that left are not given back"
+
+
+def test_the_secret_is_nowhere_to_be_seen(server: Any, client: httpx.Client, secret: bytes) -> None:
+    shown = [server.serve("status"), server.serve("config"), server.log()]
+    assert "RUNNING" in shown[0]
+    assert "secret_file" in shown[1]
+    for path in ("/models", "/readyz", "/openapi.json"):
+        shown.append(client.get(path).text)
+    assert not [text for text in shown if secret.decode() in text or secret.hex() in text]
+    leaks = [
+        path
+        for path in Path(server.folder).rglob("*")
+        if path.is_file() and path.name != "secret" and secret in path.read_bytes()
+    ]
+    assert not leaks
+
+
+@pytest.mark.parametrize("model", ["quick", "cifar10"])
+def test_a_voter_lost_in_the_middle_changes_no_certificate(
+    server: Any, client: httpx.Client, images: list[bytes], model: str
+) -> None:
+    """One of two replicas, then the only one: its draws are made again elsewhere, or by its successor."""
+    expected = certify(client, images[3], model)["certificate"]
+    replicas = server.processes(f"ray::ServeReplica:macer:voter-{model}")
+    before = passes_of(client, model)
+
+    def ask(_: int) -> httpx.Response:
+        return client.post("/predict", params={"model": model}, content=images[3], headers=PNG)
+
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(ask, i) for i in range(3)]
+        while passes_of(client, model) == before and not all(future.done() for future in asked):
+            pass
+        os.kill(replicas[0], signal.SIGKILL)
+        answers = [future.result() for future in asked]
+    for answer in answers:
+        if answer.status_code == 200:
+            assert answer.json()["certificate"] == expected
+        else:
+            assert_problem(answer, 503)
+    server.wait_until_ready()
+    assert certify(client, images[3], model)["certificate"] == expected
