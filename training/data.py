@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from macer_serve.datasets import ImageSet
 from macer_serve.errors import DataError
@@ -76,7 +77,7 @@ class DeviceBatches:
         return pixels.permute(0, 3, 1, 2).float().div_(255), self.labels[chosen]
 
 
-class _AugmentedTree(torch.utils.data.Dataset[tuple[Tensor, int]]):
+class _AugmentedTree(torch.utils.data.Dataset[tuple[Tensor, int] | DataError]):
     """Files with an augmentation addressed by (seed, epoch, index), whichever worker makes it."""
 
     def __init__(self, images: ImageSet, size: int, seed: int) -> None:
@@ -87,9 +88,12 @@ class _AugmentedTree(torch.utils.data.Dataset[tuple[Tensor, int]]):
             [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
         )
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int] | DataError:
         epoch, index = address
-        image, label = self.images.source[index]
+        try:
+            image, label = self.images.source[index]
+        except DataError as error:
+            return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_for("cpu", self.seed, "augment", epoch, index).initial_seed())
             return self.transform(image), label
@@ -128,18 +132,24 @@ class TreeBatches:
             self.data,
             batch_sampler=batches,
             num_workers=self.workers,
+            collate_fn=_collate,
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self.device.type == "cuda",
         )
-        try:
-            for pixels, labels in loader:
-                images = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-                yield images.float().div_(255), labels.to(self.device, non_blocking=True)
-        except DataError as error:
-            # A worker's exception arrives with its traceback as text: the last line is the message.
-            raise DataError(
-                str(error).strip().splitlines()[-1].removeprefix("macer_serve.errors.DataError: ")
-            ) from None
+        for loaded in loader:
+            if isinstance(loaded, DataError):
+                raise loaded
+            pixels, labels = loaded
+            images = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            yield images.float().div_(255), labels.to(self.device, non_blocking=True)
+
+
+def _collate(items: list[tuple[Tensor, int] | DataError]) -> Any:
+    """A batch, or what is wrong with one of its images.
+
+    As a value: raised in a worker it would arrive as the text of a traceback, and hold the other workers.
+    """
+    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -1,0 +1,183 @@
+"""Nothing of a run is lost: it ends at the same weights whatever happened to it on the way, or says what to do."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+
+Train = Callable[..., Result]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+# 1,003 images in batches of 64: the last batch is short. Two noisy copies, so that MACER's shapes are in play.
+RECIPE = ("--dataset", "mnist", "--method", "macer", "--k", 8, "--epochs", 4, "--batch", 64, "--lam", 1)
+QUICK = ("--dataset", "mnist", "--method", "gaussian", "--epochs", 2, "--batch", 16)
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    """Return as soon as the file is there; the process must not end before."""
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        time.sleep(0.001)
+
+
+def weights_of(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+def state_of(out: Path) -> dict[str, Any]:
+    return torch.load(out.with_name(out.name + ".run") / "state.pt", weights_only=True)  # type: ignore[no-any-return]
+
+
+def test_stopped_and_killed_runs_end_at_the_weights_of_an_undisturbed_one(
+    long_mnist: Path, start: Start, tmp_path: Path
+) -> None:
+    """Compiled, each continuation in a new process: SIGTERM within an epoch, then SIGKILL, then to the end."""
+
+    def run(out: Path) -> subprocess.Popen[str]:
+        options = ("--data-dir", long_mnist, "--compile", "on", "--threads", 1)
+        return start(*RECIPE, *options, "--out", out)
+
+    undisturbed = run(tmp_path / "undisturbed")
+    expected, _ = undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0, expected
+
+    out = tmp_path / "disturbed"
+    state = tmp_path / "disturbed.run" / "state.pt"
+    first = run(out)
+    wait_for(first, state)  # the first epoch is over
+    first.send_signal(signal.SIGTERM)
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == 143, output
+    assert "Run the same command again" in output
+    saved = state_of(out)
+    assert saved["step"] > 0, "the signal was meant to arrive within an epoch"
+
+    at = state.stat().st_mtime_ns
+    second = run(out)
+    while state.stat().st_mtime_ns == at:  # until the interrupted epoch is over, too
+        assert second.poll() is None, second.communicate()[0]
+        time.sleep(0.001)
+    second.kill()
+    second.communicate()
+    assert second.returncode == -signal.SIGKILL
+    assert not out.exists()
+    saved = state_of(out)
+    assert (saved["step"], 0 < saved["epoch"] < 4) == (0, True)
+
+    third = run(out)
+    output, _ = third.communicate(timeout=300)
+    assert third.returncode == 0, output
+    assert weights_of(out) == weights_of(tmp_path / "undisturbed")
+    logs = [
+        [json.loads(line) for line in (tmp_path / f"{name}.run" / "log.jsonl").read_text().splitlines()]
+        for name in ("undisturbed", "disturbed")
+    ]
+    assert [line["epoch"] for line in logs[1]] == [0, 1, 2, 3]
+    losses = [[line["loss"] for line in lines] for lines in logs]
+    assert losses[0] == losses[1], "an interrupted epoch counts every image once"
+
+
+def test_a_finished_run_is_not_trained_again(mnist: Path, train: Train, tmp_path: Path) -> None:
+    command = (*QUICK, "--data-dir", mnist, "--out", tmp_path / "out")
+    first = train(*command)
+    assert first.exit_code == 0, first.output
+    at = (tmp_path / "out.run" / "log.jsonl").stat().st_mtime_ns
+    again = train(*command)
+    assert again.stdout == first.stdout, "the same digest"
+    assert (tmp_path / "out.run" / "log.jsonl").stat().st_mtime_ns == at
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (("--epochs", 3), "recipe.epochs was 2, now 3"),
+        (("--sigma", 0.5), "recipe.sigma was 0.25, now 0.5"),
+        (("--seed", 1), "seed was 0, now 1"),
+        (("--limit", 39), "limit was None, now 39"),
+        (("--threads", 2), "precision.threads was 1, now 2"),
+        (("--precision", "bf16"), "precision.bf16 was False, now True"),
+    ],
+)
+def test_other_settings_do_not_continue_a_run(
+    mnist: Path, train: Train, tmp_path: Path, changed: tuple[Any, ...], named: str
+) -> None:
+    command = (*QUICK, "--data-dir", mnist, "--out", tmp_path / "out")
+    assert train(*command).exit_code == 0
+    before = (tmp_path / "out.run" / "state.pt").read_bytes()
+    refused = train(*command, *changed)
+    assert refused.exit_code == 6
+    assert named in refused.output
+    assert "--restart" in refused.output
+    assert (tmp_path / "out.run" / "state.pt").read_bytes() == before
+    anew = train(*command, *changed, "--restart")
+    assert anew.exit_code == 0, anew.output
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "empty"])
+def test_a_damaged_state_is_refused_and_discarded_only_when_told_to(
+    mnist: Path, train: Train, tmp_path: Path, damage: str
+) -> None:
+    command = (*QUICK, "--data-dir", mnist, "--out", tmp_path / "out")
+    train(*command)
+    weights, state = weights_of(tmp_path / "out"), tmp_path / "out.run" / "state.pt"
+    whole = state.read_bytes()
+    state.write_bytes({"cut": whole[: len(whole) // 2], "zeros": bytes(len(whole)), "empty": b""}[damage])
+    refused = train(*command)
+    assert refused.exit_code == 6
+    assert "is damaged" in refused.output
+    assert "--restart" in refused.output
+    assert "Traceback" not in refused.output
+    anew = train(*command, "--restart")
+    assert anew.exit_code == 0, anew.output
+    assert weights_of(tmp_path / "out") == weights
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_finite_state(mnist: Path, train: Train, tmp_path: Path) -> None:
+    stopped = train(*QUICK, "--data-dir", mnist, "--lr", 1e30, "--out", tmp_path / "out")
+    assert stopped.exit_code == 6
+    assert "lower --lr" in stopped.output
+    assert not (tmp_path / "out").exists(), "no checkpoint is made of it"
+    state = tmp_path / "out.run" / "state.pt"
+    if state.exists():
+        assert all(value.isfinite().all() for value in state_of(tmp_path / "out")["model"].values())
+
+
+def test_a_disk_without_room_loses_nothing(mnist: Path, train: Train, tmp_path: Path) -> None:
+    """The limit on a file's size stands for the full disk: the kernel refuses the same write."""
+    command = (*QUICK, "--data-dir", mnist, "--out", tmp_path / "out")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        refused = train(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert refused.exit_code == 6
+    assert "Make room and run the same command again" in refused.output
+    assert not list((tmp_path / "out.run").glob("*.tmp"))
+    again = train(*command)
+    assert again.exit_code == 0, again.output
+    train(*QUICK, "--data-dir", mnist, "--out", tmp_path / "elsewhere")
+    assert weights_of(tmp_path / "out") == weights_of(tmp_path / "elsewhere")
+
+
+def test_an_output_folder_that_holds_something_else_is_refused_before_training(
+    mnist: Path, train: Train, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    refused = train(*QUICK, "--data-dir", mnist, "--out", tmp_path / "out")
+    assert refused.exit_code == 3
+    assert not (tmp_path / "out.run").exists()
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
