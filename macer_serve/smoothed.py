@@ -22,9 +22,10 @@ from macer_serve.errors import EngineError, ParameterError, UndecodableError
 from macer_serve.fit import Fit, fit_for, upload_radius
 from macer_serve.images import UploadLimits, decode
 from macer_serve.smoothing.certificate import Certificate, reason, statement
-from macer_serve.smoothing.certification import Certification, Draw, Votes
+from macer_serve.smoothing.certification import Certification, Draw
 from macer_serve.smoothing.noise import FixedPoint, NoiseKind, noise_for
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.proof import Votes
 from macer_serve.smoothing.seeds import check_secret, derive_seed, new_secret
 from macer_serve.voters import Task, Voter
 
@@ -142,7 +143,7 @@ class SmoothedClassifier:
         """What the run has proved about the question so far, as a signed record."""
         claim, plan, config = run.claim(), run.plan, self.config
         return Certificate(
-            statement=statement(claim, plan.alpha, self.noise.name),
+            statement=statement(claim, plan, self.noise.name),
             label=None if claim.class_id is None else config.classes[claim.class_id],
             class_id=claim.class_id,
             abstained=claim.abstained,
@@ -152,12 +153,13 @@ class SmoothedClassifier:
             stopped=claim.stopped,
             sigma=config.sigma,
             alpha=plan.alpha,
-            n0=plan.n0,
+            n0=plan.selection,
             n=claim.n,
             votes=claim.votes,
             selection_votes=claim.selection_votes,
             p_lower=claim.p_lower,
-            bound=claim.bound,
+            p_upper=claim.p_upper,
+            bound="+".join(plan.alpha_split),
             tau=run.tau,
             noise=self.noise.name,
             plan=plan.to_json(),

@@ -117,7 +117,7 @@ def test_the_statement_names_confidence_radius_and_norm(certified: Certificate) 
 def claim(**changes: Any) -> Claim:
     plain = Claim(
         class_id=None, radius=0.0, p_lower=0.49999, top_class=2, votes=(960, 10, 1030), n=2000,
-        selection_votes=(20, 0, 30), bound="clopper-pearson", stopped="n",
+        selection_votes=(20, 0, 30), p_upper=0.50001, stopped="n",
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
@@ -126,12 +126,12 @@ def claim(**changes: Any) -> Claim:
     ("alpha", "confidence"), [(0.001, "99.9%"), (0.05, "95%"), (0.0001, "99.99%"), (1e-6, "99.9999%")]
 )
 def test_confidence_is_not_rounded_up(alpha: float, confidence: str) -> None:
-    said = statement(claim(class_id=2, radius=0.516204, p_lower=0.98), alpha, "exact-lattice/1")
+    said = statement(claim(class_id=2, radius=0.516204, p_lower=0.98), Plan(alpha=alpha), "exact-lattice/1")
     assert said.startswith(f"With confidence {confidence}, no change of L2 norm below 0.516204 ")
 
 
 def test_the_statement_of_plain_noise_says_so() -> None:
-    said = statement(claim(class_id=2, radius=0.5, p_lower=0.98), 0.001, "gaussian/1")
+    said = statement(claim(class_id=2, radius=0.5, p_lower=0.98), Plan(), "gaussian/1")
     assert "up to floating-point error of the added noise" in said
 
 
@@ -237,7 +237,7 @@ def test_a_mac_does_not_serve_as_a_seed_nor_the_reverse() -> None:
         lambda r: [r],
         lambda r: {k: v for k, v in r.items() if k != "votes"},
         lambda r: {**r, "surprise": 1},
-        lambda r: {**r, "version": 2},
+        lambda r: {**r, "version": 1},
         lambda r: {**r, "votes": 5},
         lambda r: {**r, "votes": "2000"},
         lambda r: {**r, "mac": 5},

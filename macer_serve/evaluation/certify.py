@@ -33,9 +33,10 @@ def certify_dataset(
         started = time.perf_counter()
         certificate = classifier.certify(pixels, plan)
         seconds = time.perf_counter() - started
+        votes = certificate.votes_by_class()
         top = certificate.class_id
         if top is None:  # which class was selected is of interest even where nothing is certified
-            top = max(range(len(certificate.votes)), key=certificate.selection_votes.__getitem__)
+            top = certificate.selected
         row = Row(
             idx=idx,
             label=label,
@@ -45,7 +46,7 @@ def certify_dataset(
             seconds=seconds,
             p_lower=certificate.p_lower,
             n=certificate.n,
-            count_a=certificate.votes[top],
+            count_a=votes[top],
             top=top,
         )
         log.write(row)

@@ -14,7 +14,8 @@ from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.problems import UnavailableError
 from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
 from macer_serve.smoothed import Question, next_step
-from macer_serve.smoothing.certification import Certification, Draw, Votes
+from macer_serve.smoothing.certification import Certification, Draw
+from macer_serve.smoothing.proof import Votes
 
 log = logging.getLogger("ray.serve")
 

@@ -32,7 +32,7 @@ class Answer(BaseModel):
     upload_radius: float = Field(description="Certified L2 radius at the decoded RGB pixels of the upload.")
     top: list[ClassVotes] = Field(description="Up to five classes by estimation votes.")
     reason: str | None = Field(description="Why the answer is an abstention.")
-    stopped: str | None = Field(description="What ended the run: n, cap or deadline.")
+    stopped: str | None = Field(description="What ended the run: radius, tolerance, futility, n, cap or deadline.")
     certificate: dict[str, Any] = Field(description="Self-contained and signed; identical for identical requests.")
     issued_at: str
     timing_ms: Timing
@@ -61,14 +61,15 @@ class Problem(BaseModel):
 
 def answer(certificate: Certificate, classes: tuple[str, ...], timing: Timing) -> Answer:
     """The answer that carries the certificate."""
-    ranked = sorted((c for c in range(len(classes)) if certificate.votes[c]), key=lambda c: -certificate.votes[c])
+    votes = certificate.votes_by_class()
+    ranked = sorted((c for c in range(len(classes)) if votes[c]), key=lambda c: -votes[c])
     return Answer(
         label=certificate.label,
         class_id=certificate.class_id,
         abstained=certificate.abstained,
         radius=certificate.radius,
         upload_radius=certificate.upload_radius,
-        top=[ClassVotes(label=classes[c], class_id=c, votes=certificate.votes[c]) for c in ranked[:5]],
+        top=[ClassVotes(label=classes[c], class_id=c, votes=votes[c]) for c in ranked[:5]],
         reason=certificate.reason,
         stopped=certificate.stopped,
         certificate=certificate.to_json(),

@@ -11,8 +11,9 @@ from ray import serve
 from macer_serve.checkpoint import load_model
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.settings import ModelSettings
-from macer_serve.smoothing.certification import Draw, Votes
+from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.noise import FixedPoint
+from macer_serve.smoothing.proof import Votes
 from macer_serve.voters import Task
 
 log = logging.getLogger("ray.serve")
@@ -84,7 +85,7 @@ class VoterReplica:
         return VoterDescription(self._digest, voter.engine, voter.step, voter.workers, self._passes)
 
     async def count(self, request: VoteRequest) -> list[Votes]:
-        """The votes of each draw, `int64 [classes]`.
+        """The votes of each draw, hard or soft.
 
         Raises `EngineMismatchError` where this is not the engine that computed the request's other votes.
         """

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from macer_serve.errors import ParameterError
+from macer_serve.smoothing.bounds import top_two_p_value
 from macer_serve.smoothing.certification import Claim
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.proof import Record, from_record, shares
 from macer_serve.smoothing.seeds import mac, mac_holds
 
-CERTIFICATE_VERSION = 1
+CERTIFICATE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,8 @@ class Certificate:
     """One answer with its evidence; nothing in it changes between two identical requests.
 
     Radii are L2, in pixel values in [0, 1], rounded down: `radius` at the model input, `upload_radius` at the
-    decoded RGB pixels of the upload. `votes` are the `n` estimation votes by class, `selection_votes` the n0.
+    decoded RGB pixels of the upload. `votes` are the `n` estimation votes by class, `selection_votes` the n0; soft ones
+    as (level, count) pairs by class.
     """
 
     statement: str
@@ -35,9 +38,10 @@ class Certificate:
     alpha: float
     n0: int
     n: int
-    votes: tuple[int, ...]
-    selection_votes: tuple[int, ...]
+    votes: Record
+    selection_votes: Record
     p_lower: float
+    p_upper: float
     bound: str
     tau: float
     noise: str
@@ -69,8 +73,19 @@ class Certificate:
             raise ParameterError(f"not a certificate: {', '.join(wrong)} must be a list")
         if not isinstance(data["mac"], str | None):
             raise ParameterError("not a certificate: mac must be a string or null")
-        values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
+        values: dict[str, Any] = {k: _frozen(v) if k in lists else v for k, v in data.items()}
         return cls(**values)
+
+    def votes_by_class(self) -> tuple[int, ...]:
+        """The estimation votes of each class; soft ones as the share of n that the class has, rounded down."""
+        votes = from_record(self.votes, soft=self.plan["bound"] == "soft")
+        return tuple(votes.tolist()) if votes.ndim == 1 else tuple(int(s * self.n) for s in shares(votes))
+
+    @property
+    def selected(self) -> int:
+        """The class that the selection votes chose, the only one that could be certified."""
+        record = self.selection_votes if self.plan["mode"] == "certify" else self.votes
+        return int(shares(from_record(record, soft=self.plan["bound"] == "soft")).argmax())
 
     def canonical(self) -> bytes:
         """The bytes that the mac covers: every field but the mac, keys sorted."""
@@ -89,15 +104,23 @@ class Certificate:
         return self.mac is not None and mac_holds(secret, self.canonical(), self.mac)
 
 
-def statement(claim: Claim, alpha: float, noise: str) -> str:
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down."""
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def statement(claim: Claim, plan: Plan, noise: str) -> str:
     """What is certified, in one sentence."""
     if claim.abstained:
         return "Nothing is certified: the smoothed classifier abstains on this input."
-    confidence = f"{100 * (1 - alpha):.10g}%"
+    confidence = f"{100 * (1 - plan.alpha):.10g}%"
+    if plan.mode == "predict":
+        return f"With confidence {confidence}, this is the smoothed classifier's class; no radius is certified."
     exactly = "" if noise.startswith("exact") else ", up to floating-point error of the added noise,"
+    soft = "soft " if plan.bound == "soft" else ""
     return (
         f"With confidence {confidence}, no change of L2 norm below {claim.radius:.6f} to the model input "
-        f"(pixel values in [0, 1]){exactly} changes the smoothed classifier's class."
+        f"(pixel values in [0, 1]){exactly} changes the {soft}smoothed classifier's class."
     )
 
 
@@ -107,15 +130,24 @@ def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
         return None
     if claim.stopped in ("deadline", "cap"):
         why = "the deadline was reached" if claim.stopped == "deadline" else "the cap on votes was reached"
-        return (
-            f"{why} after {claim.n:,} of {plan.n:,} votes; the fixed plan proves nothing before its last vote: "
-            "allow more time or more votes"
-        )
-    if claim.top_class is None or claim.n < plan.n:
+        fixed = "; the fixed plan proves nothing before its last vote" if plan.kind == "fixed" else ""
+        return f"{why} after {claim.n:,} of {plan.n:,} votes{fixed}: allow more time or more votes"
+    if claim.top_class is None or claim.stopped is None:
         return f"undecided: {claim.n:,} of {plan.n:,} votes are counted"
-    ranked = sorted(range(len(classes)), key=lambda c: -claim.votes[c])[:2]
-    shares = ", ".join(f"{classes[c]} {100 * claim.votes[c] / claim.n:.1f} %" for c in ranked)
+    share = shares(from_record(claim.votes, soft=plan.bound == "soft"))
+    first, *second = sorted(range(len(classes)), key=lambda c: -share[c])[:2]
+    split = ", ".join(f"{classes[c]} {100 * share[c]:.1f} %" for c in (first, *second))
+    if plan.mode == "predict":
+        if top_two_p_value(claim.n, 0) > plan.alpha:
+            return f"{claim.n} votes, even unanimous, decide nothing at alpha {plan.alpha:g}: allow more"
+        return f"votes were split: {split}; the lead may be chance"
+    holds = f"{math.floor(1000 * claim.p_lower) / 10:.1f} %"
+    if plan.bound == "one-sided":
+        return (
+            f"votes were split: {split}; {classes[claim.top_class]}, selected beforehand, is certain to hold only "
+            f"{holds} of the noise, and a certificate needs more than 50 %"
+        )
     return (
-        f"votes were split: {shares}; {classes[claim.top_class]}, selected beforehand, is certain to hold only "
-        f"{math.floor(1000 * claim.p_lower) / 10:.1f} % of the noise, and a certificate needs more than 50 %"
+        f"votes were split: {split}; {classes[claim.top_class]}, selected beforehand, is certain to hold only {holds} "
+        f"of the noise, while another class may hold {math.ceil(1000 * claim.p_upper) / 10:.1f} %"
     )

@@ -12,36 +12,39 @@ on the cutting nor on who was first.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius, round_down
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.proof import SOFT_LEVELS, Proof, Record, Votes, decided, prove, recorded, shares
 
 Purpose = Literal["selection", "estimation"]
-Votes = npt.NDArray[np.int64]
-Stopped = Literal["n", "deadline", "cap"]
+Stopped = Literal["n", "cap", "deadline", "radius", "tolerance", "futility"]
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The noisy copies [start, stop) of a purpose's stream."""
+    """The noisy copies [start, stop) of a purpose's stream.
+
+    `beta` None asks for hard votes `[classes]`, else for soft ones at that inverse temperature.
+    """
 
     purpose: Purpose
     start: int
     stop: int
+    beta: float | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def cut(self, size: int) -> list[Draw]:
         """The same copies in consecutive draws of at most `size`."""
-        return [Draw(self.purpose, at, min(at + size, self.stop)) for at in range(self.start, self.stop, size)]
+        return [replace(self, start=at, stop=min(at + size, self.stop)) for at in range(self.start, self.stop, size)]
 
 
 class Waiting:
@@ -56,19 +59,20 @@ class Done:
 class Claim:
     """What has been proved. `radius` is rounded down already; `class_id` is None for an abstention.
 
-    `top_class` is the selected class, None while the selection votes are incomplete. `votes` are the
-    estimation votes that were evaluated, `n` their number.
+    `p_lower` bounds the probability of the class, `p_upper` that of every other. `top_class` is the selected class,
+    None while the selection votes are incomplete. `votes` are the estimation votes up to the last look that was
+    evaluated, `n` their number; a fixed plan, which has but one look, carries those counted so far.
     """
 
     class_id: int | None
     radius: float
     p_lower: float
+    p_upper: float
     top_class: int | None
-    votes: tuple[int, ...]
+    votes: Record
     n: int
-    selection_votes: tuple[int, ...]
-    bound: str
-    stopped: str | None
+    selection_votes: Record
+    stopped: Stopped | None
 
     @property
     def abstained(self) -> bool:
@@ -79,14 +83,14 @@ class Claim:
 class _Stream:
     """The votes of one purpose: a complete prefix, and ranges that arrived ahead of it."""
 
-    classes: int
+    shape: tuple[int, ...]
     handed_out: int = 0
     prefix: int = 0
     votes: Votes = field(init=False)
     ahead: dict[int, tuple[int, Votes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.votes = np.zeros(self.classes, dtype=np.int64)
+        self.votes = np.zeros(self.shape, dtype=np.int64)
 
     def add(self, draw: Draw, votes: Votes) -> None:
         overlaps = draw.start < self.prefix or any(
@@ -95,17 +99,21 @@ class _Stream:
         if overlaps or not draw.start < draw.stop <= self.handed_out:
             raise ValueError(f"{draw} was not asked for, or its votes are counted already")
         self.ahead[draw.start] = (draw.stop, votes)
-        while self.prefix in self.ahead:
-            self.prefix, arrived = self.ahead.pop(self.prefix)
-            self.votes = self.votes + arrived
+
+    def advance(self) -> bool:
+        """Count the next range that continues the prefix; False where it has not come in."""
+        if self.prefix not in self.ahead:
+            return False
+        self.prefix, arrived = self.ahead.pop(self.prefix)
+        self.votes = self.votes + arrived
+        return True
 
 
 class Certification:
     """One certification of one input: asks for draws, takes votes, states what is proved.
 
-    `tau` bounds the total variation between the sampled noise and the exact one (`Noise.tau`); it is taken
-    off the lower bound of p_A. `cap` ends the run after that many estimation votes; it adds no look. Raises
-    `ParameterError` for a negative tau, or a cap below 1.
+    `tau` bounds the total variation between the sampled noise and the exact one (`Noise.tau`). `cap` ends the run
+    after that many estimation votes; it adds no look. Raises `ParameterError` for a negative tau, or a cap below 1.
     """
 
     def __init__(self, plan: Plan, *, classes: int, sigma: float, tau: float = 0.0, cap: int | None = None) -> None:
@@ -113,51 +121,57 @@ class Certification:
             raise ParameterError(f"tau must not be negative and a cap must be at least 1, not {tau} and {cap}")
         self.plan, self.classes, self.sigma, self.tau = plan, classes, sigma, tau
         self._limit = plan.n if cap is None else min(cap, plan.n)
-        self._selection, self._estimation = _Stream(classes), _Stream(classes)
-        self._streams: dict[str, _Stream] = {"selection": self._selection, "estimation": self._estimation}
+        shape = (classes,) if plan.soft_beta is None else (classes, SOFT_LEVELS)
+        self._selection, self._estimation = _Stream(shape), _Stream(shape)
+        self._top: int | None = None
+        self._seen, self._at = np.zeros(shape, dtype=np.int64), 0
         self._stopped: Stopped | None = None
 
     def wants(self, size: int | None = None) -> Draw | Waiting | Done:
         """The next copies to draw, at most `size` of them; `Waiting` for votes; or `Done`.
 
         Estimation copies are offered before the selection votes are back: their votes are needed whatever
-        class is selected. Raises `ParameterError` for a size below 1.
+        class is selected. A draw ends at a look, since only whole draws are counted. Raises `ParameterError` for
+        a size below 1.
         """
         if size is not None and size < 1:
             raise ParameterError(f"a draw has at least one copy, not {size}")
-        if self._decided():
+        if self._stopped is not None:
             return Done()
         streams: tuple[tuple[Purpose, _Stream, int], ...] = (
-            ("selection", self._selection, self.plan.n0),
-            ("estimation", self._estimation, min(self._next_look(), self._limit)),
+            ("selection", self._selection, self.plan.selection),
+            ("estimation", self._estimation, min(self._look_after(self._estimation.handed_out), self._limit)),
         )
         for purpose, stream, limit in streams:
             if stream.handed_out < limit:
                 stop = limit if size is None else min(limit, stream.handed_out + size)
-                draw = Draw(purpose, stream.handed_out, stop)
+                draw = Draw(purpose, stream.handed_out, stop, self.plan.soft_beta)
                 stream.handed_out = stop
                 return draw
         return Waiting()
 
     def add(self, draw: Draw, votes: npt.ArrayLike) -> None:
-        """Count the votes `int64 [classes]` of a draw, or of a part of one.
+        """Count the votes of a draw, or of a part of one; those that come in after the end change nothing.
 
         Raises `ValueError` for votes that do not add up to the draw, were not asked for, or are counted
         already: a vote counted twice would void the guarantee.
         """
         # A copy: votes that wait for their turn must not change with the caller's buffer.
         counts = np.array(votes)
-        integers = counts.dtype.kind in "iu" and counts.shape == (self.classes,)
+        integers = counts.dtype.kind in "iu" and counts.shape == self._selection.shape
         # Summed as Python's integers, which do not wrap.
-        if not integers or counts.min() < 0 or sum(counts.tolist()) != len(draw):
+        rows = [counts] if counts.ndim == 1 else list(counts)
+        if not integers or counts.min() < 0 or any(sum(row.tolist()) != len(draw) for row in rows):
             raise ValueError(f"{draw} needs {len(draw)} votes over {self.classes} classes, got {counts.tolist()}")
-        if draw.purpose not in self._streams:
-            raise ValueError(f"{draw} has a purpose that no plan asks for")
-        self._streams[draw.purpose].add(draw, counts.astype(np.int64))
+        streams = {"selection": self._selection, "estimation": self._estimation}
+        if draw.purpose not in streams or draw.beta != self.plan.soft_beta:
+            raise ValueError(f"{draw} is not a draw that this plan asks for")
+        streams[draw.purpose].add(draw, counts.astype(np.int64))
+        self._evaluate()
 
     def stop(self, why: Literal["deadline"]) -> None:
         """End the run now, with what has been proved so far."""
-        if not self._decided():
+        if self._stopped is None:
             self._stopped = why
 
     @property
@@ -171,39 +185,54 @@ class Certification:
     def claim(self) -> Claim:
         """What is proved so far: with probability at least 1 - alpha, the class and radius are right.
 
-        Abstains while the plan's look has not been reached, and where the bound does not exceed 1/2.
+        Abstains while no look has been reached, and where the votes do not suffice. It rests on the votes of the
+        last look that was evaluated, and on the plan: not on how the draws were cut or in which order they came.
         """
-        selected = self._selection.prefix >= self.plan.n0
-        top = int(self._selection.votes.argmax()) if selected else None
-        votes = self._estimation.votes
-        p_lower = 0.0
-        if top is not None and self._estimation.prefix >= self.plan.n:
-            p_lower = clopper_pearson_lower(int(votes[top]), self.plan.n, self.plan.alpha)
-            if self.tau > 0.0:  # one step further down: a tau below p_lower's last digit must not be lost
-                p_lower = max(0.0, math.nextafter(p_lower - self.tau, 0.0))
-        certified = p_lower > 0.5
+        fixed = self.plan.kind == "fixed"
+        proof = Proof(None, 0.0, 0.0, 1.0)
+        if self._top is not None and self._at and (not fixed or self._at == self.plan.n):
+            proof = prove(self.plan, self._seen, self._top, sigma=self.sigma, tau=self.tau)
         return Claim(
-            class_id=top if certified else None,
-            radius=round_down(one_sided_radius(p_lower, self.sigma)),
-            p_lower=p_lower,
-            top_class=top,
-            votes=tuple(votes.tolist()),
-            n=self._estimation.prefix,
-            selection_votes=tuple(self._selection.votes.tolist()),
-            bound="clopper-pearson",
-            stopped=self._ended(),
+            class_id=proof.class_id,
+            radius=proof.radius,
+            p_lower=proof.p_lower,
+            p_upper=proof.p_upper,
+            top_class=self._top,
+            votes=recorded(self._estimation.votes if fixed else self._seen),
+            n=self._estimation.prefix if fixed else self._at,
+            selection_votes=recorded(self._selection.votes),
+            stopped=self._stopped,
         )
 
-    def _next_look(self) -> int:
-        return next((look for look in self.plan.looks if look > self._estimation.prefix), self.plan.n)
+    def _look_after(self, votes: int) -> int:
+        looks = self.plan.looks
+        return looks[min(bisect_right(looks, votes), len(looks) - 1)]
 
-    def _complete(self) -> bool:
-        return self._selection.prefix >= self.plan.n0 and self._estimation.prefix >= self._limit
+    def _evaluate(self) -> None:
+        """Count what continues the prefixes, up to the first look that ends the run or waits for the selection."""
+        while self._selection.advance():
+            pass
+        selected = self._selection.prefix >= self.plan.selection
+        if selected and self.plan.selection:
+            self._top = int(shares(self._selection.votes).argmax())
+        while self._stopped is None:
+            look = min(self._look_after(self._at), self._limit)
+            if self._estimation.prefix < look:
+                if not self._estimation.advance():
+                    return
+            elif selected:
+                self._look(look)
+            else:
+                return
 
-    def _ended(self) -> Stopped | None:
-        if self._complete():
-            return "n" if self._limit == self.plan.n else "cap"
-        return self._stopped
-
-    def _decided(self) -> bool:
-        return self._stopped is not None or self._complete()
+    def _look(self, at: int) -> None:
+        """Evaluate the votes at a look, and stop where they say so."""
+        self._seen, self._at = self._estimation.votes, at
+        if not self.plan.selection:
+            self._top = int(self._seen.argmax())
+        if at == self.plan.n:
+            self._stopped = "n"
+        elif at == self._limit:
+            self._stopped = "cap"
+        elif self._top is not None:
+            self._stopped = decided(self.plan, self._seen, self._top, sigma=self.sigma, tau=self.tau, limit=self._limit)

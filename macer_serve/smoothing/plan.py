@@ -1,25 +1,52 @@
-"""Plans: how many votes a certification may take, and at which counts it may answer."""
+"""Plans: how many votes a certification may take, at which counts it may answer, and how alpha is spent."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 from macer_serve.errors import ParameterError
 from macer_serve.smoothing.bounds import check_alpha
 
+Bound = Literal["one-sided", "two-sided", "soft"]
+Mode = Literal["certify", "predict"]
 
-@dataclass(frozen=True, slots=True)
+# The share of alpha that the anytime-valid mixture may spend; the rest is Clopper-Pearson's, once, at n.
+MIXTURE_SHARE = 0.8
+# Looks: the first, then each this much further than the one before, by one vote at least. A tolerance is rarely
+# reached early; and a look at soft votes is a histogram, not a number: there are fewer of them.
+LOOKS = {("radius", False): (16, 1.02), ("tolerance", False): (100, 1.05)}
+LOOKS |= {("radius", True): (64, 1.1), ("tolerance", True): (100, 1.1)}
+# The level at which a run is given up as hopeless. It wastes or saves votes; no guarantee rests on it.
+FUTILITY = 0.05
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Cohen's CERTIFY: n0 selection votes choose the class, n fresh estimation votes bound its probability.
+    """n0 selection votes choose a class, at most n fresh estimation votes bound its probability.
 
-    All of `alpha` is spent at the one look, after `n` estimation votes. A run stopped before it has proved
-    nothing and abstains. Raises `ParameterError` at construction for values outside their range.
+    Without `radius` or `tolerance` this is Cohen's CERTIFY: all of `alpha` is spent at one look, after `n` votes;
+    a run stopped before it has proved nothing. With one of them the run may stop at any of its looks, `alpha` split
+    between an anytime-valid mixture and Clopper-Pearson at n:
+
+    `radius=r` decides whether the radius is at least r: it stops when that is proved, or hopeless.
+    `tolerance=t` stops once more votes are not expected to add more than t to the radius.
+
+    `bound` is `one-sided` (p_B = 1 - p_A), `two-sided` (every other class bounded apart) or `soft` (the smoothed
+    classifier is argmax of E softmax(beta * logits), `beta` its inverse temperature). `mode="predict"` is Cohen's
+    PREDICT: the class alone, by the two-sided binomial test of the top two counts of n votes.
+    Raises `ParameterError` at construction for values outside their range.
     """
 
     n0: int = 100
     n: int = 100_000
     alpha: float = 0.001
+    radius: float | None = None
+    tolerance: float | None = None
+    bound: Bound = "one-sided"
+    beta: float = 16.0
+    mode: Mode = field(default="certify")
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -27,19 +54,88 @@ class Plan:
             raise ParameterError(f"n0 must lie between 1 and 1,000,000 and be an integer, not {self.n0!r}")
         if type(self.n) is not int or not 1 <= self.n <= 10**7:
             raise ParameterError(f"n must lie between 1 and 10,000,000 and be an integer, not {self.n!r}")
+        if self.radius is not None and self.tolerance is not None:
+            raise ParameterError("radius and tolerance are two plans: give one of them")
+        for name, value in (("radius", self.radius), ("tolerance", self.tolerance), ("beta", self.beta)):
+            if value is not None and not 0.0 < value < 1000.0:
+                raise ParameterError(f"{name} must lie strictly between 0 and 1000, not {value!r}")
+        if self.bound not in ("one-sided", "two-sided", "soft") or self.mode not in ("certify", "predict"):
+            raise ParameterError(f"there is no bound {self.bound!r}, or no mode {self.mode!r}")
+        if self.mode == "predict" and (self.kind != "fixed" or self.bound != "one-sided"):
+            raise ParameterError("predict takes n and alpha only: it has no radius to stop at")
 
     @property
+    def kind(self) -> Literal["fixed", "radius", "tolerance"]:
+        if self.radius is not None:
+            return "radius"
+        return "fixed" if self.tolerance is None else "tolerance"
+
+    @property
+    def selection(self) -> int:
+        """Selection votes; PREDICT needs none."""
+        return 0 if self.mode == "predict" else self.n0
+
+    @property
+    def soft_beta(self) -> float | None:
+        """The inverse temperature of soft votes; None for hard ones."""
+        return self.beta if self.bound == "soft" else None
+
+    @cached_property
     def looks(self) -> tuple[int, ...]:
         """The numbers of estimation votes at which the run may stop, ascending."""
-        return (self.n,)
+        if self.kind == "fixed":
+            return (self.n,)
+        at, growth = LOOKS[self.kind, self.bound == "soft"]
+        looks = []
+        while at < self.n:
+            looks.append(at)
+            at = max(at + 1, int(at * growth))
+        return (*looks, self.n)
+
+    @property
+    def alpha_split(self) -> dict[str, float]:
+        """What each bound may spend of alpha. Two-sided, half of each is for p_A and half for the runner-up."""
+        if self.mode == "predict":
+            return {"binomial-test": self.alpha}
+        if self.bound == "soft":  # the mixture is all there is: Clopper-Pearson knows votes only
+            return {"mixture": self.alpha}
+        if self.kind == "fixed":
+            return {"clopper-pearson": self.alpha}
+        return {"mixture": MIXTURE_SHARE * self.alpha, "clopper-pearson": (1.0 - MIXTURE_SHARE) * self.alpha}
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as certificates carry it; `alpha_split` says at which look how much of alpha is spent."""
+        """The plan as certificates carry it."""
+        _, growth = LOOKS.get((self.kind, self.bound == "soft"), (self.n, None))
         return {
-            "kind": "fixed",
-            "n0": self.n0,
+            "kind": self.kind,
+            "mode": self.mode,
+            "bound": self.bound,
+            "n0": self.selection,
             "n": self.n,
             "alpha": self.alpha,
-            "looks": list(self.looks),
-            "alpha_split": {"clopper-pearson": self.alpha},
+            "radius": self.radius,
+            "tolerance": self.tolerance,
+            "beta": self.soft_beta,
+            "looks": {"first": self.looks[0], "growth": growth},
+            "alpha_split": self.alpha_split,
         }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """The plan that `to_json` wrote; raises `ParameterError` where the record is no plan of this version."""
+        try:
+            plan = cls(
+                n0=data["n0"] or 1,
+                n=data["n"],
+                alpha=data["alpha"],
+                radius=data["radius"],
+                tolerance=data["tolerance"],
+                bound=data["bound"],
+                mode=data["mode"],
+                **({} if data["beta"] is None else {"beta": data["beta"]}),
+            )
+        except (TypeError, KeyError) as error:
+            raise ParameterError(f"not a plan: {error}") from error
+        if plan.to_json() != data:
+            raise ParameterError("not a plan of this version: its looks or its alpha split are others")
+        return plan

@@ -10,8 +10,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from macer_serve.smoothing.certification import Draw, Votes
+from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.noise import FixedPoint, Noise
+from macer_serve.smoothing.proof import Votes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,5 +34,5 @@ class Voter(Protocol):
     noise: Noise
 
     def submit(self, tasks: Sequence[Task]) -> Future[list[Votes]]:
-        """The votes of each task, `int64 [classes]`, in order, when they are counted."""
+        """The votes of each task, in order: int64 `[classes]`, or `[classes, SOFT_LEVELS]` where its draw is soft."""
         ...

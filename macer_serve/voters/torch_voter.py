@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 
 from macer_serve.errors import EngineError, ParameterError
 from macer_serve.hardware import multiplies_bf16, pick_device, usable_cores
-from macer_serve.smoothing.certification import Draw, Votes
+from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.noise import LATTICE_STEPS, ExactNoise, NoiseKind, noise_for
+from macer_serve.smoothing.proof import SOFT_LEVELS, Votes
 from macer_serve.voters import Task
 
 log = logging.getLogger(__name__)
@@ -143,7 +145,7 @@ class TorchVoter:
         log.info("voter ready: %s, %d workers", self.engine, self.workers)
 
     def submit(self, tasks: Sequence[Task]) -> Future[list[Votes]]:
-        """The votes of each task, when counted; tasks of up to `step` copies in all share one pass.
+        """The votes of each task, hard or soft, when counted; tasks of up to `step` copies in all share one pass.
 
         Raises `ParameterError` for an input of another shape: broadcast, its pixels would share their noise.
         """
@@ -238,30 +240,68 @@ class TorchVoter:
 
     def _count(self, tasks: tuple[Task, ...]) -> list[Votes]:
         """The votes of each task, a pass of `step` copies after the other."""
-        counts = torch.zeros((len(tasks) + 1) * self.classes, dtype=torch.int64, device=self.device)
+        hard = torch.zeros((len(tasks) + 1) * self.classes, dtype=torch.int64, device=self.device)
+        soft = {
+            i: np.zeros((self.classes, SOFT_LEVELS), dtype=np.int64)
+            for i, task in enumerate(tasks)
+            if task.draw.beta is not None
+        }
         pieces = [(i, part) for i, task in enumerate(tasks) for part in task.draw.cut(self.step)]
         batch: list[tuple[int, Draw]] = []
         filled = 0
         for i, piece in pieces:
             if filled + len(piece) > self.step:
-                self._pass(tasks, batch, counts)
+                self._pass(tasks, batch, hard, soft)
                 batch, filled = [], 0
             batch.append((i, piece))
             filled += len(piece)
         if batch:
-            self._pass(tasks, batch, counts)
-        return list(counts.cpu().numpy().reshape(len(tasks) + 1, self.classes)[:-1].copy())
+            self._pass(tasks, batch, hard, soft)
+        counted = hard.cpu().numpy().reshape(len(tasks) + 1, self.classes)
+        return [soft[i] if i in soft else counted[i].copy() for i in range(len(tasks))]
 
-    def _pass(self, tasks: tuple[Task, ...], batch: list[tuple[int, Draw]], counts: Tensor) -> None:
-        """One forward pass over pieces of draws, added to `counts`; rows of padding are counted apart."""
-        buffer = self._local.buffer
+    def _pass(
+        self, tasks: tuple[Task, ...], batch: list[tuple[int, Draw]], hard: Tensor, soft: dict[int, Votes]
+    ) -> None:
+        """One forward pass over pieces of draws, added to the votes; rows of padding are counted apart."""
         owner = np.full(self.step, len(tasks), dtype=np.int64)
-        at = 0
+        at, rows = 0, {}
         for i, piece in batch:
-            task, end = tasks[i], at + len(piece)
-            buffer[at:end] = self.noise.sample(task.x, task.seed, piece.purpose, piece.start, piece.stop)
-            owner[at:end] = i
-            at = end
-        winners = self._run(buffer).argmax(1)
-        slots = torch.from_numpy(owner * self.classes).to(self.device, non_blocking=True) + winners
-        counts.scatter_add_(0, slots, torch.ones_like(slots))
+            rows[i] = slice(at, at + len(piece))
+            owner[rows[i]] = i
+            at += len(piece)
+        at = 0
+        for task, draw in _joined([(tasks[i], piece) for i, piece in batch]):
+            self._local.buffer[at : at + len(draw)] = self.noise.sample(
+                task.x, task.seed, draw.purpose, draw.start, draw.stop
+            )
+            at += len(draw)
+        logits = self._run(self._local.buffer)
+        slots = torch.from_numpy(owner * self.classes).to(self.device, non_blocking=True) + logits.argmax(1)
+        hard.scatter_add_(0, slots, torch.ones_like(slots))
+        for i, piece in batch:
+            if piece.beta is not None:
+                soft[i] += self._histogram(logits[rows[i]], piece.beta)
+
+    def _histogram(self, logits: Tensor, beta: float) -> Votes:
+        """How many rows give each class a softmax(beta logits) of each level: int64 `[classes, SOFT_LEVELS]`."""
+        with torch.inference_mode():
+            levels = (torch.softmax(beta * logits, 1) * SOFT_LEVELS).long().clamp_(max=SOFT_LEVELS - 1)
+            slots = levels + torch.arange(self.classes, device=logits.device) * SOFT_LEVELS
+            counts = torch.bincount(slots.flatten(), minlength=self.classes * SOFT_LEVELS)
+        votes: Votes = counts.cpu().numpy().reshape(self.classes, SOFT_LEVELS)
+        return votes
+
+
+def _joined(pieces: list[tuple[Task, Draw]]) -> list[tuple[Task, Draw]]:
+    """Pieces of one stream that follow each other as one: a run's looks cut its draws finely, noise need not be."""
+    joined: list[tuple[Task, Draw]] = []
+    for task, draw in pieces:
+        if joined:
+            last, before = joined[-1]
+            same = last.x is task.x and (last.seed, before.purpose) == (task.seed, draw.purpose)
+            if same and before.stop == draw.start:
+                joined[-1] = (last, replace(before, stop=draw.stop))
+                continue
+        joined.append((task, draw))
+    return joined
