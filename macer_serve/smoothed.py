@@ -203,7 +203,7 @@ def drive(
     voter: Voter,
     progress: Callable[[Certification], None] | None = None,
 ) -> None:
-    """Run the certification to its end on a voter of this process, every worker busy."""
+    """Run the certification to its end on a voter of this process, every worker busy; what is left over is dropped."""
     window: deque[tuple[list[Draw], Future[list[Votes]]]] = deque()
     while True:
         while len(window) < 2 * voter.workers and (draws := next_step(run, voter.step)):
@@ -215,3 +215,7 @@ def drive(
             run.add(draw, votes)
         if progress is not None:
             progress(run)
+        if run.done:
+            for _, waiting in window:
+                waiting.cancel()
+            return

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from macer_serve.cli.plan_options import plan_of, plan_options
+
+if TYPE_CHECKING:
+    from macer_serve.smoothing.plan import Plan
 
 
 @click.command("certify")
@@ -17,9 +23,7 @@ import click
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Certify every K-th test image.")
 @click.option("--start", type=click.IntRange(0), default=0, help="First image.")
 @click.option("--stop", type=click.IntRange(0), default=None, help="Stop before this image.")
-@click.option("--n0", type=int, default=100, show_default=True, help="Selection votes.")
-@click.option("--n", type=int, default=100_000, show_default=True, help="Estimation votes.")
-@click.option("--alpha", type=float, default=0.001, show_default=True, help="1 - confidence of each certificate.")
+@plan_options(n=100_000)
 @click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
 @click.option("--seed", type=str, default="0", show_default=True, help="Same seed, same votes.")
 @click.option("--device", default=None, help="cpu or cuda.  [default: cuda where there is one]")
@@ -36,9 +40,6 @@ def command(
     every: int,
     start: int,
     stop: int | None,
-    n0: int,
-    n: int,
-    alpha: float,
     noise: str,
     seed: str,
     device: str | None,
@@ -46,6 +47,7 @@ def command(
     workers: int | None,
     precision: str,
     compile_: bool,
+    **options: Any,
 ) -> None:
     """Certify the test images of a data set with CHECKPOINT (a folder, or bundled:NAME) and write a log.
 
@@ -60,9 +62,8 @@ def command(
     from macer_serve.evaluation.certify import certify_dataset, image_indices
     from macer_serve.evaluation.logs import LogWriter, Row
     from macer_serve.smoothed import SmoothedClassifier
-    from macer_serve.smoothing.plan import Plan
 
-    plan = Plan(n0=n0, n=n, alpha=alpha)
+    plan = plan_of(options)
     images = load_dataset(dataset, data_dir, "test", download=download)
     classifier = SmoothedClassifier.load(
         checkpoint,
@@ -85,9 +86,10 @@ def command(
         "checkpoint": config.digest,
         "dataset": dataset,
         "sigma": str(config.sigma),
-        "n0": str(n0),
-        "n": str(n),
-        "alpha": str(alpha),
+        "n0": str(plan.n0),
+        "n": str(plan.n),
+        "alpha": str(plan.alpha),
+        **{name: str(value) for name, value in _beyond_cohen(plan).items()},
         "noise": classifier.noise.name,
         "seed": seed,
         "engine": voter.engine,
@@ -106,3 +108,10 @@ def command(
 
             certify_dataset(classifier, images, indices, plan, log, progress=progress)
     click.echo(f"wrote {out}  ({len(scores)} images, ACR {sum(scores) / max(1, len(scores)):.4f})")
+
+
+def _beyond_cohen(plan: Plan) -> dict[str, Any]:
+    """What of the plan is not Cohen's CERTIFY, for the log's settings."""
+    stops = {"radius": plan.radius, "tolerance": plan.tolerance, "beta": plan.soft_beta}
+    bound = {} if plan.bound == "one-sided" else {"bound": plan.bound}
+    return {**{name: value for name, value in stops.items() if value is not None}, **bound}

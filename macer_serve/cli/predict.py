@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+
+from macer_serve.cli.plan_options import plan_of, plan_options
 
 
 @click.command("predict")
 @click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--checkpoint", default="bundled:cifar10", show_default=True, help="A folder, or bundled:NAME.")
-@click.option("--n0", type=int, default=100, show_default=True, help="Selection votes.")
-@click.option("--n", type=int, default=10_000, show_default=True, help="Estimation votes.")
-@click.option("--alpha", type=float, default=0.001, show_default=True, help="1 - confidence.")
+@plan_options(n=10_000)
+@click.option(
+    "--mode",
+    type=click.Choice(["certify", "predict"]),
+    default="certify",
+    show_default=True,
+    help="predict: the class alone, by n votes.",
+)
 @click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
 @click.option(
     "--secret-file",
@@ -26,13 +34,12 @@ import click
 def command(
     image: Path,
     checkpoint: str,
-    n0: int,
-    n: int,
-    alpha: float,
+    mode: str,
     noise: str,
     secret_file: Path | None,
     device: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Certify one IMAGE (PNG, JPEG, WebP): its class and radius, or an abstention."""
     import json
@@ -42,9 +49,8 @@ def command(
     from macer_serve.images import decode
     from macer_serve.smoothed import SmoothedClassifier
     from macer_serve.smoothing.certification import Certification
-    from macer_serve.smoothing.plan import Plan
 
-    plan = Plan(n0=n0, n=n, alpha=alpha)
+    plan = plan_of(options, mode=mode)
     data = _read(image)
     decode(data)  # a bad picture is told before the network is warmed up
     classifier = SmoothedClassifier.load(
@@ -53,9 +59,13 @@ def command(
         secret=secret_file.read_bytes().strip() if secret_file else None,
         device=device,
     )
-    with tqdm(total=n0 + n, unit="vote", file=sys.stderr, leave=False) as bar:
+    with tqdm(total=plan.selection + plan.n, unit="vote", file=sys.stderr, leave=False) as bar:
 
         def progress(run: Certification) -> None:
+            if not bar.disable:  # what is proved so far, valid should it be interrupted
+                claim = run.claim()
+                label = "undecided" if claim.class_id is None else classifier.config.classes[claim.class_id]
+                bar.set_postfix_str(f"{label}  radius {claim.radius:.6f}", refresh=False)
             bar.update(run.drawn - bar.n)
 
         certificate = classifier.certify(data, plan, progress=progress)
@@ -63,6 +73,9 @@ def command(
         click.echo(json.dumps(certificate.to_json(), indent=2, ensure_ascii=False))
     elif certificate.abstained:
         click.echo(f"abstained: {certificate.reason}")
+    elif mode == "predict":
+        click.echo(certificate.label)
+        click.echo(certificate.statement)
     else:
         click.echo(
             f"{certificate.label}  radius {certificate.radius:.6f}  upload radius {certificate.upload_radius:.6f}"

@@ -9,12 +9,12 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse
@@ -26,11 +26,13 @@ from macer_serve.images import UploadLimits
 from macer_serve.serving import problems
 from macer_serve.serving.problems import ClientLeftError, OverloadedError, SlowUploadError, UnknownModelError
 from macer_serve.serving.remote_voter import RemoteVoter
-from macer_serve.serving.schemas import Answer, ModelDescription, Problem, Timing, answer
-from macer_serve.serving.settings import AppSettings
+from macer_serve.serving.schemas import Answer, ModelDescription, Problem, Progress, Timing, answer, progress
+from macer_serve.serving.settings import AppSettings, ModelSettings
+from macer_serve.serving.streaming import EventStream, events
 from macer_serve.serving.uploads import BODY_SCHEMA, read_image
 from macer_serve.smoothed import Question, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
+from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
 
 log = logging.getLogger("ray.serve")
@@ -44,7 +46,7 @@ _PAGE_HEADERS = {  # the page's own script runs, and no other, wherever it might
     "X-Content-Type-Options": "nosniff",
 }
 _DECODERS = 4  # uploads decoded at a time: each may take some 100 MB
-_PARAMETERS = ("model", "n", "alpha", "timeout_s")
+_PARAMETERS = ("model", "n", "alpha", "radius", "tolerance", "mode", "timeout_s", "stream")
 
 T = TypeVar("T")
 
@@ -68,15 +70,19 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         503: "No voter is available; see Retry-After",
     }.items()
 }
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    **_PROBLEMS,
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The answer, or a stream"},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One model: its classifier without network, its voters, its plan."""
+    """One model: its classifier without network, its voters, its settings."""
 
     classifier: SmoothedClassifier
     voter: RemoteVoter
-    plan: Plan
+    settings: ModelSettings
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -101,13 +107,25 @@ async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _certify(served: Served, question: Question, plan: Plan, cap: int | None, budget_s: float) -> Certificate:
-    """The certificate, or what of it is proved when the time for votes is over."""
+async def _certify(
+    served: Served,
+    question: Question,
+    plan: Plan,
+    cap: int,
+    budget_s: float,
+    progress: Callable[[Certificate], None] | None = None,
+) -> Certificate:
+    """The certificate, or what of it is proved when the time for votes is over; `progress` sees it grow."""
     run = served.classifier.certification(question, plan, cap=cap)
     voter = await served.voter.describe()
+
+    def report(run: Certification) -> None:
+        if progress is not None and not run.done:
+            progress(served.classifier.certificate(question, run, voter.engine))
+
     try:
         async with asyncio.timeout(budget_s):
-            await served.voter.drive(run, question, voter)
+            await served.voter.drive(run, question, voter, report)
     except TimeoutError:
         run.stop("deadline")
     return served.classifier.certificate(question, run, voter.engine)
@@ -128,7 +146,7 @@ class Ingress:
         for name, m in settings.models.items():
             classifier = SmoothedClassifier.without_voter(m.checkpoint, noise=m.noise, secret=secret, limits=limits)
             voter = RemoteVoter(voters[name], m.replicas, classifier.config.digest)
-            self._models[name] = Served(classifier, voter, Plan(n0=m.n0, n=m.n, alpha=m.alpha))
+            self._models[name] = Served(classifier, voter, m)
         self._default = next(iter(settings.models))
         # Its own threads, not `to_thread`: a client that leaves does not stop its decoder, nor free the place.
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
@@ -157,8 +175,8 @@ class Ingress:
     async def models(self) -> list[ModelDescription]:
         return [self._describe(name) for name in self._models]
 
-    @app.post("/v1/predict", responses=_PROBLEMS, openapi_extra=BODY_SCHEMA, summary="Certify an image")
-    @app.post("/predict", responses=_PROBLEMS, openapi_extra=BODY_SCHEMA, summary="Certify an image")
+    @app.post("/v1/predict", responses=_RESPONSES, openapi_extra=BODY_SCHEMA, summary="Certify an image")
+    @app.post("/predict", responses=_RESPONSES, openapi_extra=BODY_SCHEMA, summary="Certify an image")
     async def predict(
         self,
         request: Request,
@@ -166,7 +184,11 @@ class Ingress:
         model: Annotated[str | None, Query(description="A name of /models; default: the first.")] = None,
         n: Annotated[int | None, Query(ge=1, description="A cap on estimation votes, at most the plan's n.")] = None,
         alpha: Annotated[float | None, Query(gt=0, description="1 - confidence, up to the server's limit.")] = None,
+        radius: Annotated[float | None, Query(gt=0, description="Stop when so large a radius is decided.")] = None,
+        tolerance: Annotated[float | None, Query(gt=0, description="Stop so near the best radius.")] = None,
+        mode: Annotated[Literal["certify", "predict"], Query(description="predict: the class, no radius.")] = "certify",
         timeout_s: Annotated[float | None, Query(gt=0, description="Deadline, up to the server's limit.")] = None,
+        stream: Annotated[bool, Query(description="Server-sent events: progress, then one result or error.")] = False,
     ) -> Answer:
         """The class of the image and the radius inside which nothing changes it, or an abstention (also 200)."""
         named = Counter(name for name, _ in request.query_params.multi_items())
@@ -175,11 +197,15 @@ class Ingress:
         if repeated := [name for name, times in named.items() if times > 1]:
             raise ParameterError(f"{', '.join(repeated)} is given more than once")
         served = self._served(model)
-        plan, cap = self._plan(served.plan, n, alpha)
+        if alpha is not None and alpha > self._limits.alpha:
+            raise ParameterError(f"alpha must not exceed this server's {self._limits.alpha:g}, not {alpha:g}")
+        plan, cap = served.settings.asked(mode=mode, n=n, alpha=alpha, radius=radius, tolerance=tolerance)
         limit = self._limits.timeout_s
         if timeout_s is not None and timeout_s > limit:
             raise ParameterError(f"timeout_s must not exceed this server's {limit:g}, not {timeout_s:g}")
-        async with self._place():
+        budget = limit if timeout_s is None else timeout_s
+        async with AsyncExitStack() as place:
+            await place.enter_async_context(self._place())
             try:
                 async with asyncio.timeout(limit):
                     data = await read_image(request, self._limits.bytes)
@@ -187,15 +213,19 @@ class Ingress:
                 raise SlowUploadError(f"the upload was not complete after {limit:g} s") from None
             uploaded = time.perf_counter()
             question, began, decoded = await _unless_left(request, self._decode(served, data))
-            budget = limit if timeout_s is None else timeout_s
-            certificate = await _unless_left(request, _certify(served, question, plan, cap, budget))
-            finished = time.perf_counter()
-        response.headers["Cache-Control"] = "no-store"
-        return answer(
-            certificate,
-            served.classifier.config.classes,
-            Timing(queue=_ms(began - uploaded), decode=_ms(decoded - began), certify=_ms(finished - decoded)),
-        )
+
+            async def certify(report: Callable[[Progress], None] | None = None) -> Answer:
+                growing = None if report is None else lambda certificate: report(progress(certificate))
+                work = _certify(served, question, plan, cap, budget, growing)
+                certificate = await _unless_left(request, work)
+                times = (began - uploaded, decoded - began, time.perf_counter() - decoded)
+                timing = Timing(**dict(zip(("queue", "decode", "certify"), map(_ms, times), strict=True)))
+                return answer(certificate, served.classifier.config.classes, timing)
+
+            if stream:  # the place goes with it
+                return EventStream(events(certify, request.url.path), place.pop_all().aclose)  # type: ignore[return-value]
+            response.headers["Cache-Control"] = "no-store"
+            return await certify()
 
     async def _decode(self, served: Served, data: bytes) -> tuple[Question, float, float]:
         """The question of an upload, and when its decoding began and ended."""
@@ -211,14 +241,6 @@ class Ingress:
             return self._models[self._default if name is None else name]
         except KeyError:
             raise UnknownModelError(f"there is no model {name!r}; choose one of: {', '.join(self._models)}") from None
-
-    def _plan(self, plan: Plan, n: int | None, alpha: float | None) -> tuple[Plan, int | None]:
-        """The plan and the cap on its votes, within the server's limits."""
-        if n is not None and n > plan.n:
-            raise ParameterError(f"n must not exceed this model's {plan.n}, not {n}")
-        if alpha is not None and alpha > self._limits.alpha:
-            raise ParameterError(f"alpha must not exceed this server's {self._limits.alpha:g}, not {alpha:g}")
-        return Plan(n0=plan.n0, n=plan.n, alpha=plan.alpha if alpha is None else alpha), n
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -242,6 +264,7 @@ class Ingress:
             sigma=config.sigma,
             input_shape=list(config.input_shape),
             noise=served.classifier.noise.name,
-            plan=served.plan.to_json(),
+            plan=served.settings.plan().to_json(),
+            cap=served.settings.asked()[1],
             default=name == self._default,
         )

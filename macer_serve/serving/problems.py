@@ -5,6 +5,7 @@ from __future__ import annotations
 import http
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -41,11 +42,26 @@ class UnknownModelError(MacerError):
     status, exit_code, title = 404, 2, "Unknown model"
 
 
+def document(status: int, title: str, detail: str) -> dict[str, Any]:
+    """RFC 9457's members."""
+    return {"type": "about:blank", "title": title, "status": status, "detail": detail}
+
+
+def of(error: MacerError) -> dict[str, Any]:
+    """The document of an error that a user can cause or repair."""
+    return document(error.status, error.title, str(error))
+
+
+def unforeseen(where: str) -> dict[str, Any]:
+    """The document of a defect, whose traceback goes to the log: to be called where it is caught."""
+    log.exception("unforeseen error on %s", where)
+    return document(500, "Internal error", "This is a defect of the server; its log has the details.")
+
+
 def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The problem document; 429 and 503 say when to come back."""
     headers = {**(headers or {}), **({"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {})}
-    document = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    return JSONResponse(document, status_code=status, headers=headers, media_type=MEDIA_TYPE)
+    return JSONResponse(document(status, title, detail), status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -66,6 +82,5 @@ def install(app: FastAPI) -> None:
         return problem(error.status_code, title, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        log.exception("unforeseen error on %s %s", request.method, request.url.path)
-        return problem(500, "Internal error", "This is a defect of the server; its log has the details.")
+    async def defect(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(unforeseen(f"{request.method} {request.url.path}"), 500, media_type=MEDIA_TYPE)

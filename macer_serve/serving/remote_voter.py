@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -44,8 +45,14 @@ class RemoteVoter:
             raise UnavailableError("the checkpoint was replaced while it was served; the server must be restarted")
         return voter
 
-    async def drive(self, run: Certification, question: Question, voter: VoterDescription) -> None:
-        """Run the certification to its end, every vote by the engine described.
+    async def drive(
+        self,
+        run: Certification,
+        question: Question,
+        voter: VoterDescription,
+        progress: Callable[[Certification], None] = lambda run: None,
+    ) -> None:
+        """Run the certification to its end, every vote by the engine described; `progress` is called after each step.
 
         Cancelling this coroutine cancels what is in flight. Raises `UnavailableError` where no replica of
         that engine answers.
@@ -63,6 +70,9 @@ class RemoteVoter:
                 for draw, votes in zip(draws, await task, strict=True):
                     run.add(draw, votes)
                 window.popleft()
+                progress(run)
+                if run.done:  # what is in flight is no longer of use
+                    return
         finally:
             for _, task in window:
                 task.cancel()

@@ -38,6 +38,18 @@ class Answer(BaseModel):
     timing_ms: Timing
 
 
+class Progress(BaseModel):
+    """What is proved so far: a certificate that stands, whatever comes after it."""
+
+    label: str | None
+    class_id: int | None
+    abstained: bool
+    n: int = Field(description="Estimation votes that it rests on.")
+    radius: float
+    upload_radius: float
+    certificate: dict[str, Any]
+
+
 class ModelDescription(BaseModel):
     name: str
     digest: str
@@ -47,6 +59,7 @@ class ModelDescription(BaseModel):
     input_shape: list[int] = Field(description="Channels, height, width.")
     noise: str
     plan: dict[str, Any]
+    cap: int = Field(description="Votes unless a request names n.")
     default: bool
 
 
@@ -57,6 +70,19 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+
+
+def progress(certificate: Certificate) -> Progress:
+    """The event that carries the certificate."""
+    return Progress(
+        label=certificate.label,
+        class_id=certificate.class_id,
+        abstained=certificate.abstained,
+        n=certificate.n,
+        radius=certificate.radius,
+        upload_radius=certificate.upload_radius,
+        certificate=certificate.to_json(),
+    )
 
 
 def answer(certificate: Certificate, classes: tuple[str, ...], timing: Timing) -> Answer:

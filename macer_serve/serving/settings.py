@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from macer_serve.errors import ParameterError
 from macer_serve.images import MAX_PIXELS
+from macer_serve.smoothing.plan import Plan
 
 # A model's name is part of its voter deployment's name, of metrics and of URLs.
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -21,8 +24,14 @@ class ModelSettings(_Strict):
 
     checkpoint: str = Field(description="A checkpoint folder, or bundled:NAME.")
     n0: Annotated[int, Field(ge=1, le=10**6, description="Selection votes.")] = 100
-    n: Annotated[int, Field(ge=1, le=10**7, description="Estimation votes: the plan's one look.")] = 10_000
+    n: Annotated[int, Field(ge=1, le=10**7, description="Estimation votes at most: the plan's last look.")] = 10_000
+    cap: Annotated[int | None, Field(ge=1, description="Votes unless a request names n. Default: n.")] = None
     alpha: Annotated[float, Field(gt=0, lt=0.5, description="1 - confidence.")] = 0.001
+    radius: Annotated[float | None, Field(gt=0, description="Plan: decide whether the radius is so large.")] = None
+    tolerance: Annotated[float | None, Field(gt=0, description="Plan: the radius to within so much.")] = None
+    bound: Literal["one-sided", "two-sided", "soft"] = "one-sided"
+    beta: Annotated[float, Field(gt=0, lt=1000, description="soft: inverse temperature.")] = 16.0
+    n_predict: Annotated[int, Field(ge=1, le=10**7, description="Votes of mode=predict.")] = 1000
     noise: Literal["exact", "gaussian"] = "exact"
     replicas: Annotated[int, Field(ge=1)] = 1
     num_cpus: Annotated[float, Field(ge=0, description="CPUs that Ray reserves for a replica.")] = 1
@@ -32,6 +41,48 @@ class ModelSettings(_Strict):
     batch: Annotated[int | None, Field(ge=1, description="Noisy copies a forward pass.")] = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: bool = True
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> ModelSettings:
+        self.plan()
+        if self.cap is not None and self.cap > self.n:
+            raise ValueError(f"cap must not exceed n = {self.n}, not {self.cap}")
+        return self
+
+    def plan(self) -> Plan:
+        """The plan of requests that ask for nothing else."""
+        return Plan(
+            n0=self.n0,
+            n=self.n,
+            alpha=self.alpha,
+            radius=self.radius,
+            tolerance=self.tolerance,
+            bound=self.bound,
+            beta=self.beta,
+        )
+
+    def asked(
+        self,
+        *,
+        mode: Literal["certify", "predict"] = "certify",
+        n: int | None = None,
+        alpha: float | None = None,
+        radius: float | None = None,
+        tolerance: float | None = None,
+    ) -> tuple[Plan, int]:
+        """The plan of a request and the cap on its votes; raises `ParameterError` for what is not offered."""
+        plan = replace(self.plan(), alpha=alpha or self.alpha)
+        if mode == "predict":
+            if self.bound == "soft":
+                raise ParameterError("this model certifies the soft smoothed classifier; predict is for hard votes")
+            plan = Plan(n=self.n_predict, alpha=plan.alpha, radius=radius, tolerance=tolerance, mode="predict")
+        elif radius is not None or tolerance is not None:
+            if plan.kind == "fixed":  # it spends all of alpha at n, and so a client would get a second chance
+                raise ParameterError("this model's plan is fixed: it offers neither radius nor tolerance")
+            plan = replace(plan, radius=radius, tolerance=tolerance)
+        if n is not None and n > plan.n:
+            raise ParameterError(f"n must not exceed this model's {plan.n}, not {n}")
+        return plan, n or min(self.cap or plan.n, plan.n)
 
 
 class LimitSettings(_Strict):

@@ -137,6 +137,11 @@ def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
     share = shares(from_record(claim.votes, soft=plan.bound == "soft"))
     first, *second = sorted(range(len(classes)), key=lambda c: -share[c])[:2]
     split = ", ".join(f"{classes[c]} {100 * share[c]:.1f} %" for c in (first, *second))
+    if claim.stopped == "futility":
+        return (
+            f"a radius of {plan.radius:g} is out of reach, and {claim.n:,} votes ({split}) certify no smaller one: "
+            "ask for less"
+        )
     if plan.mode == "predict":
         if top_two_p_value(claim.n, 0) > plan.alpha:
             return f"{claim.n} votes, even unanimous, decide nothing at alpha {plan.alpha:g}: allow more"

@@ -136,7 +136,7 @@ class Certification:
         """
         if size is not None and size < 1:
             raise ParameterError(f"a draw has at least one copy, not {size}")
-        if self._stopped is not None:
+        if self.done:
             return Done()
         streams: tuple[tuple[Purpose, _Stream, int], ...] = (
             ("selection", self._selection, self.plan.selection),
@@ -181,6 +181,16 @@ class Certification:
             stream.prefix + sum(stop - start for start, (stop, _) in stream.ahead.items())
             for stream in (self._selection, self._estimation)
         )
+
+    @property
+    def done(self) -> bool:
+        """Whether the claim is final."""
+        return self._stopped is not None
+
+    @property
+    def evaluated(self) -> int:
+        """The estimation votes up to the last look that was evaluated."""
+        return self._at
 
     def claim(self) -> Claim:
         """What is proved so far: with probability at least 1 - alpha, the class and radius are right.

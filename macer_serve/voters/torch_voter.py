@@ -177,6 +177,8 @@ class TorchVoter:
         # The ninth model of a process would silently run uncompiled.
         dynamo.fail_on_recompile_limit_hit = True
         options: dict[str, Any] = {"dynamic": False, "fullgraph": True}
+        # It says on every CPU that there is no CUDA.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         if self.device.type == "cuda":
             options["mode"] = "reduce-overhead"  # CUDA graphs
         self._features = torch.compile(eager, **options)

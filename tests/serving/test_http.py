@@ -23,6 +23,7 @@ from macer_serve.smoothing.plan import Plan
 
 PNG = {"content-type": "image/png"}
 QUICK = Plan(n0=100, n=1000, alpha=0.01)
+PARAMETERS = ["model", "n", "alpha", "radius", "tolerance", "mode", "timeout_s", "stream"]
 FIELDS = [
     "label",
     "class_id",
@@ -72,12 +73,13 @@ def test_an_answer_has_the_documented_fields(client: httpx.Client, images: list[
     assert answer["abstained"] is False
     assert answer["radius"] == answer["upload_radius"] > 0
     assert answer["reason"] is None
-    assert answer["stopped"] == "n"
+    assert answer["stopped"] == "tolerance"
     assert set(answer["timing_ms"]) == {"queue", "decode", "certify"}
     assert answer["top"][0] == {"label": "ship", "class_id": 8, "votes": max(answer["certificate"]["votes"])}
     certificate = Certificate.from_json(answer["certificate"])
     assert certificate.is_authentic(secret)
-    assert (certificate.n0, certificate.n, sum(certificate.votes)) == (100, 10_000, 10_000)
+    assert (certificate.n0, sum(certificate.votes)) == (100, certificate.n)
+    assert certificate.n <= 10_000
     for field in ("label", "class_id", "abstained", "radius", "upload_radius", "reason", "stopped"):
         assert answer["certificate"][field] == answer[field]
 
@@ -196,10 +198,17 @@ def test_a_deadline_returns_what_is_proved_so_far(client: httpx.Client, images: 
         ({"timeout_s": 151}, "timeout_s must not exceed this server's 150"),
         ({"timeout_s": 0}, "timeout_s: "),
         ({"timeout_s": "nan"}, "timeout_s"),
-        ({"radius": 0.5}, "unknown parameter radius"),
-        ({"tolerance": 0.1}, "unknown parameter tolerance"),
-        ({"mode": "predict"}, "unknown parameter mode"),
-        ({"stream": "true"}, "unknown parameter stream"),
+        ({"radius": 0.5}, "plan is fixed: it offers neither radius nor tolerance"),
+        ({"tolerance": 0.1}, "plan is fixed: it offers neither radius nor tolerance"),
+        ({"model": "cifar10", "radius": 0.5, "tolerance": 0.1}, "two plans: give one of them"),
+        ({"model": "cifar10", "radius": 0}, "radius: "),
+        ({"model": "cifar10", "radius": "nan"}, "radius"),
+        ({"model": "cifar10", "tolerance": -0.1}, "tolerance: "),
+        ({"model": "cifar10", "n": 100_001}, "n must not exceed this model's 100000"),
+        ({"mode": "predict", "radius": 0.5}, "predict takes n and alpha only"),
+        ({"mode": "predict", "n": 1001}, "n must not exceed this model's 1000"),
+        ({"mode": "guess"}, "mode: "),
+        ({"stream": "perhaps"}, "stream: "),
         ({"seed": 7}, "unknown parameter seed"),
         ({"n": ["10", "1000"]}, "n is given more than once"),
     ],
@@ -240,6 +249,7 @@ def test_the_server_describes_itself(client: httpx.Client, in_process: SmoothedC
     assert quick["classes"] == list(in_process.config.classes)
     assert (quick["sigma"], quick["noise"]) == (in_process.config.sigma, in_process.noise.name)
     assert quick["plan"] == QUICK.to_json()
+    assert (cifar10["plan"]["kind"], cifar10["plan"]["n"], cifar10["cap"]) == ("tolerance", 100_000, 10_000)
     assert client.get("/healthz").json() == {"status": "ok"}
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
@@ -251,7 +261,7 @@ def test_the_documentation_shows_both_bodies_and_the_answer(client: httpx.Client
     document = client.get("/openapi.json").json()
     predict = document["paths"]["/predict"]["post"]
     assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/png", "image/jpeg", "image/webp"}
-    assert {p["name"] for p in predict["parameters"]} == {"model", "n", "alpha", "timeout_s"}
+    assert {p["name"] for p in predict["parameters"]} == set(PARAMETERS)
     assert predict["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Answer")
     assert set(document["components"]["schemas"]["Answer"]["properties"]) == set(FIELDS)
     for status in ("400", "404", "408", "413", "415", "422", "429", "503"):
@@ -276,19 +286,20 @@ def test_headers_that_would_lift_ray_s_time_out_do_not_lift_the_deadline(
         assert answer.json()["stopped"] == "deadline"
 
 
+@pytest.mark.parametrize("stream", ["", "&stream=true"])
 @pytest.mark.parametrize("header", ["", "x-request-disconnect-disabled: ?1\r\n"])
 def test_a_client_that_leaves_frees_the_voter(
-    server: Any, client: httpx.Client, images: list[bytes], header: str
+    server: Any, client: httpx.Client, images: list[bytes], header: str, stream: str
 ) -> None:
     """With Ray's cancelling switched off by the client, too."""
 
     before = passes_of(client, "cifar10")
     with socket.create_connection(("127.0.0.1", server.port)) as leaving:
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n{header}"
+        head = f"POST /predict?tolerance=1e-6{stream} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n{header}"
         leaving.sendall(f"{head}Content-Length: {len(images[1])}\r\n\r\n".encode() + images[1])
         while passes_of(client, "cifar10") == before:
             pass
-    certify(client, images[2], model="cifar10")
+    certify(client, images[2], model="cifar10", tolerance=1e-6)
     whole = 40  # of 256 copies: 10,100 votes
     assert passes_of(client, "cifar10") - before < 2 * whole - 5
 

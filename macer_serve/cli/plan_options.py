@@ -1,0 +1,43 @@
+"""The options that make a plan, the same for every command that certifies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from macer_serve.smoothing.plan import Plan
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+NAMES = ("n0", "n", "alpha", "radius", "tolerance", "bound", "beta")
+
+
+def plan_options(*, n: int) -> Callable[[Command], Command]:
+    """Adds the options named in `NAMES`, `n` the default number of estimation votes."""
+    options = [
+        click.option("--n0", type=int, default=100, show_default=True, help="Selection votes."),
+        click.option("--n", type=int, default=n, show_default=True, help="Estimation votes at most."),
+        click.option("--alpha", type=float, default=0.001, show_default=True, help="1 - confidence."),
+        click.option("--radius", type=float, help="Stop as soon as it is decided whether the radius is so large."),
+        click.option("--tolerance", type=float, help="Stop once more votes would add no more than this."),
+        click.option(
+            "--bound", type=click.Choice(["one-sided", "two-sided", "soft"]), default="one-sided", show_default=True
+        ),
+        click.option("--beta", type=float, default=16.0, show_default=True, help="soft: inverse temperature."),
+    ]
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def plan_of(options: dict[str, Any], **more: Any) -> Plan:
+    """The plan, its options taken out of `options`; raises `ParameterError` for values outside their range."""
+    from macer_serve.smoothing.plan import Plan
+
+    return Plan(**{name: options.pop(name) for name in NAMES}, **more)
