@@ -37,6 +37,26 @@ def test_predict_prints_class_and_radius_and_repeats_itself_under_a_secret(tmp_p
 
 
 @pytest.mark.parametrize(
+    ("options", "kind", "stopped"),
+    [
+        (["--radius", 0.1], "radius", "radius"),
+        (["--tolerance", 0.2], "tolerance", "tolerance"),
+        (["--tolerance", 0.1, "--bound", "two-sided"], "tolerance", "tolerance"),
+        (["--bound", "soft", "--beta", 4], "fixed", "n"),
+        (["--mode", "predict"], "fixed", "n"),
+    ],
+)
+def test_every_plan_is_reached_from_the_command_line(options: list[object], kind: str, stopped: str) -> None:
+    result = macer("predict", SHIP, "--n", 1500, "--json", *options)
+    assert result.exit_code == 0, result.output
+    certificate = json.loads(result.stdout)
+    assert (certificate["label"], certificate["stopped"]) == ("ship", stopped)
+    assert certificate["plan"]["kind"] == kind
+    assert certificate["n"] < 1500 or stopped == "n"
+    assert (certificate["radius"] > 0) == ("predict" not in options)
+
+
+@pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
         (["predict", "no-such-file.png"], 8, "No such file"),
@@ -45,6 +65,9 @@ def test_predict_prints_class_and_radius_and_repeats_itself_under_a_secret(tmp_p
         (["predict", SHIP, "--checkpoint", "bundled:nowhere"], 3, "bundled:cifar10"),
         (["predict", SHIP, "--alpha", "0.7"], 2, "alpha"),
         (["predict", SHIP, "--n", "0"], 2, "n must lie"),
+        (["predict", SHIP, "--radius", "0.5", "--tolerance", "0.1"], 2, "two plans: give one of them"),
+        (["predict", SHIP, "--tolerance", "-1"], 2, "tolerance must lie"),
+        (["predict", SHIP, "--mode", "predict", "--radius", "0.5"], 2, "predict takes n and alpha only"),
         (["predict", SHIP, "--device", "tpu"], 7, "use cpu or cuda"),
         (["certify", "bundled:cifar10", "--dataset", "cifar10", "--data-dir", ".", "--out", "x"], 4, "--download"),
         (["certify", "bundled:cifar10", "--dataset", "imagenet", "--data-dir", ".", "--out", "x"], 4, "ImageFolder"),
@@ -91,9 +114,10 @@ def test_certify_continues_an_interrupted_log_to_the_same_rows(tree: Path, tmp_p
 
     assert content(pieces) == content(whole)
     assert [row.idx for row in read_log(whole).rows] == [0, 1, 2, 3]
-    refused = certify(pieces, "--alpha", 0.01)
-    assert refused.exit_code == 5
-    assert "alpha" in refused.stderr
+    for option, value in (("--alpha", 0.01), ("--radius", 0.5), ("--bound", "two-sided")):
+        refused = certify(pieces, option, value)
+        assert refused.exit_code == 5
+        assert option.removeprefix("--") in refused.stderr
 
 
 def test_the_bundled_checkpoint_is_small_and_complete() -> None:

@@ -174,8 +174,6 @@ class TorchVoter:
         import torch._dynamo.config as dynamo
         import torch._inductor.config as inductor
 
-        # The ninth model of a process would silently run uncompiled.
-        dynamo.fail_on_recompile_limit_hit = True
         options: dict[str, Any] = {"dynamic": False, "fullgraph": True}
         # It says on every CPU that there is no CUDA.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -184,7 +182,10 @@ class TorchVoter:
         self._features = torch.compile(eager, **options)
 
         def warm_up() -> None:
-            with inductor.patch(freezing=True):
+            # (These settings belong to the thread.) Every voter of a process counts as a recompilation of the same
+            # code; by default the ninth would run uncompiled.
+            limits = dynamo.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True)
+            with inductor.patch(freezing=True), limits:
                 self._run(self._probe())
 
         try:
