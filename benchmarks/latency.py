@@ -77,7 +77,7 @@ def main() -> None:
         print(f"median {median:.3f} s, min {min(seconds):.3f}, max {max(seconds):.3f}, of {len(seconds)}")
     finally:
         if server is not None:
-            os.killpg(server.pid, signal.SIGINT)
+            os.killpg(server.pid, signal.SIGTERM)
             server.wait(60)
 
 
