@@ -108,6 +108,19 @@ def _network(model: nn.Module, precision: Precision) -> Logits:
     return logits
 
 
+def _frozen(model: nn.Module, network: Logits) -> Logits:
+    """The network in evaluation mode and without gradients of its weights, each call leaving it as it was."""
+
+    def logits(x: Tensor) -> Tensor:
+        model.eval().requires_grad_(False)
+        try:
+            return network(x)
+        finally:
+            model.train().requires_grad_(True)
+
+    return logits
+
+
 def train(
     model: nn.Module,
     batches: Batches,
@@ -125,6 +138,7 @@ def train(
     SIGTERM or SIGINT, state saved; `TrainingError` where the loss is no longer finite.
     """
     network, method = _network(model, precision), METHOD_FUNCTIONS[recipe.method]
+    frozen = _frozen(model, network)
     optimizer = torch.optim.SGD(
         model.parameters(),
         recipe.lr,
@@ -156,7 +170,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 noise = generator_for(precision.device, seed, "noise", epoch, step)
-                loss, parts = method(network, images, labels, recipe, Step(epoch, noise))
+                loss, parts = method(network, images, labels, recipe, Step(epoch, noise, frozen))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -1,6 +1,7 @@
 """Recipes: a training method with all its constants, the published ones as defaults.
 
-Sources: Zhai et al. 2020 (MACER), Cohen et al. 2019 (Gaussian augmentation) and their public code;
+Sources: Zhai et al. 2020 (MACER), Cohen et al. 2019 (Gaussian augmentation), Salman et al. 2019 (SmoothAdv) and their
+public code;
 for MNIST, the public code of Jeong & Shin 2020, whose runs of MACER are all deferred to the first drop.
 """
 
@@ -12,10 +13,15 @@ from typing import Any, Literal
 
 from macer_serve.errors import ParameterError
 
-Method = Literal["gaussian", "macer"]
-METHODS: tuple[Method, ...] = ("gaussian", "macer")
+Method = Literal["gaussian", "macer", "smoothadv"]
 Schedule = Literal["step", "one-cycle"]
-_MACER_ONLY = ("k", "lam", "gamma", "beta", "defer")
+Attack = Literal["pgd", "ddn"]
+# The constants that each method has beyond those of the optimiser.
+METHODS: dict[Method, tuple[str, ...]] = {
+    "gaussian": (),
+    "macer": ("k", "lam", "gamma", "beta", "defer"),
+    "smoothadv": ("k", "attack", "epsilon", "attack_steps", "ramp"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,9 @@ class Recipe:
     `lr` is the peak learning rate. `schedule="step"` multiplies it by 0.1 at each epoch of `milestones`;
     `"one-cycle"` rises linearly from 0 over the first `warmup` share of all steps and falls linearly to 0.
     `k`, `lam`, `gamma`, `beta` are MACER's noisy copies, weight of the robustness loss, hinge and inverse
-    temperature; the robustness loss is off during the first `defer` epochs.
+    temperature; the robustness loss is off during the first `defer` epochs. SmoothAdv, too, takes `k` noisy copies:
+    `attack` moves the image by `epsilon` at most (L2, pixel values in [0, 1]) in `attack_steps` steps, the bound
+    rising linearly over the first `ramp` epochs.
     """
 
     method: Method
@@ -44,6 +52,10 @@ class Recipe:
     gamma: float = 8.0
     beta: float = 16.0
     defer: int = 0
+    attack: Attack = "pgd"
+    epsilon: float = 0.0
+    attack_steps: int = 0
+    ramp: int = 0
 
     def __post_init__(self) -> None:
         problems = {
@@ -63,6 +75,9 @@ class Recipe:
             "gamma must be positive and finite": not 0 < self.gamma < math.inf,
             "beta must be positive and finite": not 0 < self.beta < math.inf,
             "defer must not be negative": self.defer < 0,
+            "attack must be pgd or ddn": self.attack not in ("pgd", "ddn"),
+            "epsilon must be finite and not negative": not 0 <= self.epsilon < math.inf,
+            "attack_steps and ramp must not be negative": min(self.attack_steps, self.ramp) < 0,
         }
         for message, wrong in problems.items():
             if wrong:
@@ -90,13 +105,15 @@ class Recipe:
         Raises `ParameterError` for an option that the method does not know: it would be recorded, and unused.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        if self.method != "macer" and (unused := [name for name in _MACER_ONLY if name in given]):
-            raise ParameterError(f"recipe: {', '.join(unused)} applies to method macer only, not to {self.method}")
+        known, of_a_method = METHODS[self.method], {name for names in METHODS.values() for name in names}
+        if unused := sorted(name for name in given if name in of_a_method and name not in known):
+            raise ParameterError(f"recipe: method {self.method} has no {', '.join(unused)}")
         scale = given.get("epochs", self.epochs) / self.epochs
         if self.defer and given.get("milestones"):
             given.setdefault("defer", min(given["milestones"]))
         given.setdefault("milestones", tuple(max(1, round(m * scale)) for m in self.milestones))
         given.setdefault("defer", round(self.defer * scale))
+        given.setdefault("ramp", round(self.ramp * scale))
         return replace(self, **given)
 
 
@@ -118,6 +135,8 @@ def recipe(dataset: str, method: str, sigma: float) -> Recipe:
         if dataset == "mnist":
             return Recipe("gaussian", sigma, 90, 256, 0.01, 1e-4, milestones=(30, 60))
         return Recipe("gaussian", sigma, 150, 256, 0.1, 1e-4, milestones=(50, 100))
+    if method == "smoothadv":
+        return _smoothadv(dataset, sigma, near)
     if dataset == "imagenet":
         lam = {0.25: 6.0, 0.5: 3.0, 1.0: 3.0}[near]
         defer = 30 if near == 1.0 else 0
@@ -128,3 +147,18 @@ def recipe(dataset: str, method: str, sigma: float) -> Recipe:
     lam = {0.25: 12.0, 0.5: 4.0, 1.0: 12.0}[near]
     defer = 200 if near == 1.0 else 0
     return Recipe("macer", sigma, 440, 64, 0.01, 5e-4, milestones=(200, 400), k=16, lam=lam, defer=defer)
+
+
+def _smoothadv(dataset: str, sigma: float, near: float) -> Recipe:
+    """SmoothAdv's. As published, a batch of 256 is made k steps of 256 / k images, each with k noisy copies."""
+    epsilon = 255 / 256 if near == 0.25 or (dataset == "imagenet" and near == 0.5) else 512 / 256
+    plain = Recipe(
+        "smoothadv", sigma, 90, 256, 0.1, 1e-4, milestones=(30, 60), epsilon=epsilon, ramp=10, attack_steps=1
+    )
+    if dataset == "imagenet":
+        return plain
+    steps, k = {0.25: (10, 8), 0.5: (2, 8), 1.0: (10, 2)}[near]
+    chosen = replace(plain, batch=256 // k, k=k, attack_steps=steps)
+    if dataset == "mnist":
+        return replace(chosen, lr=0.01)
+    return replace(chosen, epochs=150, milestones=(50, 100))

@@ -23,7 +23,7 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option("--data-dir", type=click.Path(path_type=Path), required=True, help="Where the data set lies.")
 @click.option("--download", is_flag=True, help="Fetch CIFAR-10 or MNIST into --data-dir first.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The checkpoint folder to write.")
-@click.option("--method", type=click.Choice(["macer", "gaussian"]), default="macer", show_default=True)
+@click.option("--method", type=click.Choice(["macer", "gaussian", "smoothadv"]), default="macer", show_default=True)
 @click.option("--arch", default=None, help="Base classifier.  [default: resnet110, lenet or resnet50 by data set]")
 @click.option("--sigma", type=float, default=0.25, show_default=True, help="Noise, in pixel values in [0, 1].")
 @click.option("--init", type=str, default=None, help="Checkpoint whose weights to start from.")
@@ -36,11 +36,15 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option("--schedule", type=click.Choice(["step", "one-cycle"]))
 @click.option("--milestones", callback=_milestones, help="Epochs of the x0.1 steps, e.g. 200,400.")
 @click.option("--warmup", type=float, help="one-cycle: share of the run in which the rate rises.")
-@click.option("--k", type=int, help="MACER: noisy copies an image.")
+@click.option("--k", type=int, help="MACER, SmoothAdv: noisy copies an image.")
 @click.option("--lam", type=float, help="MACER: weight of the robustness loss.")
 @click.option("--gamma", type=float, help="MACER: hinge.")
 @click.option("--beta", type=float, help="MACER: inverse temperature.")
 @click.option("--defer", type=int, help="MACER: epochs before the robustness loss sets in.")
+@click.option("--attack", type=click.Choice(["pgd", "ddn"]), help="SmoothAdv: the attack.")
+@click.option("--epsilon", type=float, help="SmoothAdv: its L2 norm at most, pixel values in [0, 1].")
+@click.option("--attack-steps", type=int, help="SmoothAdv: its steps.")
+@click.option("--ramp", type=int, help="SmoothAdv: epochs in which epsilon rises to its value.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--size", type=int, default=None, help="imagenet: side of the training crops and inputs.  [224]")
 @click.option("--limit", type=int, default=None, help="Train on this many images only.")
@@ -92,6 +96,10 @@ def command(**options: Any) -> None:
                 "gamma",
                 "beta",
                 "defer",
+                "attack",
+                "epsilon",
+                "attack_steps",
+                "ramp",
             ]
         )
     }

@@ -175,11 +175,11 @@ def linear(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("k", [1, 4])
 def test_the_method_draws_k_copies_and_defers_the_robustness_loss(k: int) -> None:
     chosen = recipe("cifar10", "macer", 0.5).with_options(k=k, defer=2, lam=5.0)
-    images, labels = torch.rand(8, 1, 1, 1), torch.arange(8) % 3
+    images, labels = torch.rand((8, 1, 1, 1), generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
     kept = images.clone()
     results = {}
     for epoch in (0, 1, 2, 7):
-        loss, sums = macer(linear, images, labels, chosen, Step(epoch, torch.Generator().manual_seed(5)))
+        loss, sums = macer(linear, images, labels, chosen, Step(epoch, torch.Generator().manual_seed(5), linear))
         results[epoch] = loss.item()
         robustness = chosen.lam * sums["robustness"] if epoch >= 2 else 0.0
         assert loss.item() == pytest.approx(((sums["classification"] + robustness) / 8).item(), rel=1e-6)
@@ -196,8 +196,8 @@ def test_the_method_draws_k_copies_and_defers_the_robustness_loss(k: int) -> Non
 
 def test_gaussian_augmentation_is_cross_entropy_on_one_noisy_copy() -> None:
     chosen = recipe("cifar10", "gaussian", 0.5)
-    images, labels = torch.rand(8, 1, 1, 1), torch.arange(8) % 3
-    loss, sums = gaussian(linear, images, labels, chosen, Step(0, torch.Generator().manual_seed(5)))
+    images, labels = torch.rand((8, 1, 1, 1), generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
+    loss, sums = gaussian(linear, images, labels, chosen, Step(0, torch.Generator().manual_seed(5), linear))
     noisy = images + 0.5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(5))
     p = softmax(linear(noisy).double().numpy())
     expected = -np.log(p[np.arange(8), labels.numpy()]).mean()

@@ -132,5 +132,32 @@ def test_an_unknown_method_is_refused() -> None:
 
 @pytest.mark.parametrize("option", [{"k": 4}, {"lam": 2.0}, {"gamma": 4.0}, {"beta": 8.0}, {"defer": 3}])
 def test_options_that_the_method_would_not_use_are_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError, match=f"{next(iter(option))} applies to method macer only"):
+    with pytest.raises(ParameterError, match=f"method gaussian has no {next(iter(option))}"):
         recipe("cifar10", "gaussian", 0.25).with_options(**option)
+
+
+# (k, steps, epsilon, lr, milestones, batch a step, epochs); Salman et al. 2019, Table 5 and their public code.
+SMOOTHADV = {
+    ("cifar10", 0.25): (8, 10, 255 / 256, 0.1, (50, 100), 32, 150),
+    ("cifar10", 0.5): (8, 2, 2.0, 0.1, (50, 100), 32, 150),
+    ("cifar10", 1.0): (2, 10, 2.0, 0.1, (50, 100), 128, 150),
+    ("imagenet", 0.5): (1, 1, 255 / 256, 0.1, (30, 60), 256, 90),
+    ("imagenet", 1.0): (1, 1, 2.0, 0.1, (30, 60), 256, 90),
+}
+
+
+@pytest.mark.parametrize(("dataset", "sigma"), SMOOTHADV)
+def test_published_constants_of_smoothadv(dataset: str, sigma: float) -> None:
+    r = recipe(dataset, "smoothadv", sigma)
+    assert (r.k, r.attack_steps, r.epsilon, r.lr, r.milestones, r.batch, r.epochs) == SMOOTHADV[dataset, sigma]
+    assert (r.attack, r.ramp, r.momentum, r.weight_decay) == ("pgd", 10, 0.9, 1e-4)
+
+
+def test_a_shorter_run_ramps_sooner() -> None:
+    assert recipe("cifar10", "smoothadv", 0.25).with_options(epochs=30).ramp == 2
+
+
+@pytest.mark.parametrize("option", [{"epsilon": -1.0}, {"attack_steps": -1}, {"attack": "guess"}, {"ramp": -1}])
+def test_an_attack_outside_its_range_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match="recipe: "):
+        recipe("cifar10", "smoothadv", 0.25).with_options(**option)

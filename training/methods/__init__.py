@@ -14,6 +14,7 @@ from torch import Tensor
 
 from training.methods.gaussian import gaussian
 from training.methods.macer import macer
+from training.methods.smoothadv import smoothadv
 from training.recipes import Recipe
 
 Sums = dict[str, Tensor]
@@ -22,12 +23,16 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a method may know of where the run stands: the epoch (from 0) and the step's own noise source."""
+    """What a method may know of where the run stands: the epoch (from 0) and the step's own noise source.
+
+    `frozen` is the network in evaluation mode, its weights constants: what an attack differentiates.
+    """
 
     epoch: int
     generator: torch.Generator
+    frozen: Logits
 
 
 MethodFunction = Callable[[Logits, Tensor, Tensor, Recipe, Step], tuple[Tensor, Sums]]
 
-METHOD_FUNCTIONS: dict[str, MethodFunction] = {"gaussian": gaussian, "macer": macer}
+METHOD_FUNCTIONS: dict[str, MethodFunction] = {"gaussian": gaussian, "macer": macer, "smoothadv": smoothadv}
