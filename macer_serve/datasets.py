@@ -29,11 +29,16 @@ class DatasetInfo:
     crop_padding: int = 0
     downloadable: bool = False
 
+    @property
+    def is_tree(self) -> bool:
+        """Whether it is a folder a class, read as it is needed, rather than one array."""
+        return self.layout is _TREE
+
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TREE = (
     "{root}/train/<class>/*.JPEG and {root}/val/<class>/*.JPEG, one folder a class "
-    "(torchvision's ImageFolder; also accepted with an 'imagenet' folder in between)"
+    "(torchvision's ImageFolder; also accepted with a folder of the data set's name in between)"
 )
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -57,9 +62,20 @@ DATASETS: dict[str, DatasetInfo] = {
         layout="{root}/MNIST/raw/ with the four idx files (train-images-idx3-ubyte, ...)",
         downloadable=True,
     ),
+    "svhn": DatasetInfo(
+        "svhn",
+        (3, 32, 32),
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        resize=32,
+        layout="{root}/train_32x32.mat and {root}/test_32x32.mat",
+        crop_padding=4,
+        downloadable=True,
+    ),
     "imagenet": DatasetInfo(
         "imagenet", (3, 224, 224), _IMAGENET_MEAN, _IMAGENET_STD, resize=256, layout=_TREE, flip=True
     ),
+    "folder": DatasetInfo("folder", (3, 224, 224), _IMAGENET_MEAN, _IMAGENET_STD, resize=256, layout=_TREE, flip=True),
 }
 
 
@@ -98,6 +114,20 @@ class ImageSet(Sequence[tuple[npt.NDArray[np.uint8], int]]):
         return np.ascontiguousarray(images), np.asarray(self.source.targets, dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """Images `uint8 [N, height, width, channels]` in memory, as torchvision's CIFAR-10 holds them."""
+
+    data: npt.NDArray[np.uint8]
+    targets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        return self.data[index], int(self.targets[index])
+
+
 def _missing(info: DatasetInfo, root: Path) -> DataError:
     advice = f"{info.name} is not under {root}, or not whole there. Expected layout: {info.layout.format(root=root)}."
     if info.downloadable:
@@ -107,12 +137,12 @@ def _missing(info: DatasetInfo, root: Path) -> DataError:
     return DataError(advice)
 
 
-def _tree(root: Path, split: Split) -> Path:
+def _tree(info: DatasetInfo, root: Path, split: Split) -> Path:
     folder = "train" if split == "train" else "val"
-    for candidate in (root / folder, root / "imagenet" / folder):
+    for candidate in (root / folder, root / info.name / folder):
         if candidate.is_dir():
             return candidate
-    raise _missing(DATASETS["imagenet"], root)
+    raise _missing(info, root)
 
 
 def load_dataset(name: str, root: str | Path, split: Split, *, download: bool = False) -> ImageSet:
@@ -123,15 +153,19 @@ def load_dataset(name: str, root: str | Path, split: Split, *, download: bool = 
         raise DataError(f"{name} cannot be downloaded; expected layout: {info.layout.format(root=root)}")
     from torchvision import datasets
 
-    if name == "imagenet":
-        tree = _tree(root, split)
+    if info.is_tree:
+        tree = _tree(info, root, split)
         try:
             folder = datasets.ImageFolder(str(tree), loader=_open_rgb)
         except FileNotFoundError as error:
             raise DataError(f"{tree}: {error}") from error
         return ImageSet(info, folder, tuple(folder.classes))
-    kind = {"cifar10": datasets.CIFAR10, "mnist": datasets.MNIST}[name]
     try:
+        if name == "svhn":
+            digits = datasets.SVHN(str(root), split, download=download)
+            pixels = np.ascontiguousarray(digits.data.transpose(0, 2, 3, 1))
+            return ImageSet(info, _Arrays(pixels, digits.labels.astype(np.int64)), tuple("0123456789"))
+        kind = {"cifar10": datasets.CIFAR10, "mnist": datasets.MNIST}[name]
         source: Any = kind(str(root), train=split == "train", download=download)
         whole = len(source.data) == len(source.targets)
     except (OSError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import struct
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
+import torchvision
 from PIL import Image
 
 from macer_serve.datasets import DATASETS, Split, dataset_info, load_dataset
@@ -48,8 +51,9 @@ def write_mnist(root: Path, images: int = 3, labels: int = 3) -> Path:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ParameterError, match="unknown data set 'svhn'; choose one of: cifar10, imagenet, mnist"):
-        dataset_info("svhn")
+    known = "cifar10, folder, imagenet, mnist, svhn"
+    with pytest.raises(ParameterError, match=f"unknown data set 'celeba'; choose one of: {known}"):
+        dataset_info("celeba")
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -59,8 +63,8 @@ def test_what_a_name_stands_for(name: str) -> None:
     assert len(info.mean) == len(info.std) == info.input_shape[0]
     assert info.resize is not None
     assert info.resize >= max(info.input_shape[1:])
-    assert (name == "cifar10") == (info.crop_padding == 4)
-    assert (name == "mnist") == (not info.flip), "a digit seen in a mirror is another sign"
+    assert (name in ("cifar10", "svhn")) == (info.crop_padding == 4)
+    assert (name in ("mnist", "svhn")) == (not info.flip), "a digit seen in a mirror is another sign"
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -81,14 +85,36 @@ def test_imagenet_is_never_downloaded(tmp_path: Path) -> None:
         load_dataset("imagenet", tmp_path, "train", download=True)
 
 
+def test_svhn_comes_as_torchvision_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A .mat file of its layout: X [32, 32, 3, N], y 1..10 where 10 stands for the digit 0."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (32, 32, 3, 7), dtype=np.uint8)
+    file = tmp_path / "train_32x32.mat"
+    scipy.io.savemat(file, {"X": pixels, "y": np.array([[1], [2], [10], [9], [10], [3], [4]])})
+    digest = hashlib.md5(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(torchvision.datasets.SVHN.split_list, "train", ["unused", file.name, digest])
+    images = load_dataset("svhn", tmp_path, "train")
+    assert images.classes == tuple("0123456789")
+    assert [label for _, label in images] == [1, 2, 0, 9, 0, 3, 4]
+    arrays = images.arrays()
+    assert arrays is not None
+    for i in range(7):
+        assert (images[i][0] == pixels[..., i]).all()
+        assert (arrays[0][i] == pixels[..., i]).all()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="svhn is not under"):
+        load_dataset("svhn", tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["imagenet", "folder"])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("below", [False, True])
-def test_a_tree_is_found_directly_and_below_imagenet(tree: Path, tmp_path: Path, split: Split, below: bool) -> None:
+def test_a_tree_is_found_directly_and_below_its_name(tree: Path, split: Split, below: bool, name: str) -> None:
     if below:
-        (tree / "imagenet").mkdir()
+        (tree / name).mkdir()
         for folder in ("train", "val"):
-            shutil.move(tree / folder, tree / "imagenet" / folder)
-    images = load_dataset("imagenet", tree, split)
+            shutil.move(tree / folder, tree / name / folder)
+    images = load_dataset(name, tree, split)
     assert images.classes == ("n01", "n02"), "sorted by name"
     assert len(images) == 4
     assert images.arrays() is None

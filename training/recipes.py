@@ -129,6 +129,8 @@ def recipe(dataset: str, method: str, sigma: float) -> Recipe:
     if method not in METHODS:
         raise ParameterError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
     near = _nearest_sigma(sigma)
+    # Published recipes there are for these: others take those of the data set that is most like them.
+    dataset = {"svhn": "cifar10", "folder": "imagenet"}.get(dataset, dataset)
     if method == "gaussian":
         if dataset == "imagenet":
             return Recipe("gaussian", sigma, 90, 256, 0.1, 1e-4, milestones=(30, 60))

@@ -25,7 +25,13 @@ from training.run_state import RunFolder
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_ARCHITECTURE = {"cifar10": "resnet110", "mnist": "lenet", "imagenet": "resnet50"}
+_DEFAULT_ARCHITECTURE = {
+    "cifar10": "resnet110",
+    "svhn": "resnet110",
+    "mnist": "lenet",
+    "imagenet": "resnet50",
+    "folder": "resnet50",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,8 @@ class TrainingOptions:
             raise ParameterError("--seed must lie in [0, 2^63)")
         if self.loader_workers < 0:
             raise ParameterError("--workers must not be negative")
-        if self.size is not None and self.dataset != "imagenet":
-            raise ParameterError("--size applies to --dataset imagenet only")
+        if self.size is not None and not dataset_info(self.dataset).is_tree:
+            raise ParameterError("--size applies to --dataset imagenet and folder only")
 
     def recipe(self, options: dict[str, Any]) -> Recipe:
         """The published recipe with the given options in place of its constants."""

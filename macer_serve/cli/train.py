@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from macer_serve.datasets import DATASETS
+
 
 def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     if value is None:
@@ -19,12 +21,12 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 
 @click.command("train")
-@click.option("--dataset", type=click.Choice(["cifar10", "mnist", "imagenet"]), required=True)
+@click.option("--dataset", type=click.Choice(list(DATASETS)), required=True)
 @click.option("--data-dir", type=click.Path(path_type=Path), required=True, help="Where the data set lies.")
-@click.option("--download", is_flag=True, help="Fetch CIFAR-10 or MNIST into --data-dir first.")
+@click.option("--download", is_flag=True, help="Fetch CIFAR-10, SVHN or MNIST into --data-dir first.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The checkpoint folder to write.")
 @click.option("--method", type=click.Choice(["macer", "gaussian", "smoothadv"]), default="macer", show_default=True)
-@click.option("--arch", default=None, help="Base classifier.  [default: resnet110, lenet or resnet50 by data set]")
+@click.option("--arch", default=None, help="Base classifier.  [default: resnet110, lenet or resnet50, by data set]")
 @click.option("--sigma", type=float, default=0.25, show_default=True, help="Noise, in pixel values in [0, 1].")
 @click.option("--init", type=str, default=None, help="Checkpoint whose weights to start from.")
 @click.option("--epochs", type=int, help="Milestones move in proportion, unless given.")
@@ -46,10 +48,10 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option("--attack-steps", type=int, help="SmoothAdv: its steps.")
 @click.option("--ramp", type=int, help="SmoothAdv: epochs in which epsilon rises to its value.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--size", type=int, default=None, help="imagenet: side of the training crops and inputs.  [224]")
+@click.option("--size", type=int, default=None, help="imagenet, folder: side of the training crops and inputs.  [224]")
 @click.option("--limit", type=int, default=None, help="Train on this many images only.")
 @click.option(
-    "--workers", "loader_workers", type=int, default=2, show_default=True, help="imagenet: decoding processes."
+    "--workers", "loader_workers", type=int, default=2, show_default=True, help="imagenet, folder: decoding processes."
 )
 @click.option("--device", default=None, help="cpu or cuda.  [default: cuda where there is one]")
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
