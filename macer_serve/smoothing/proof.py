@@ -32,6 +32,8 @@ Decision = Literal["radius", "tolerance", "futility"]
 
 # Soft votes are histograms over so many levels: level l holds z in [l, l + 1) / SOFT_LEVELS, and 1 in the last.
 SOFT_LEVELS = 1024
+# Records from outside are read no further: 200 MB.
+MAX_SOFT_CLASSES = 25_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,20 @@ def from_record(record: Any, *, soft: bool) -> Votes:
             votes = np.array([int(k) for k in record], dtype=np.int64)
             whole = all(type(k) is int for k in record)
         else:
+            if len(record) > MAX_SOFT_CLASSES:
+                raise ValueError(f"{len(record):,} classes of histograms")
             votes = np.zeros((len(record), SOFT_LEVELS), dtype=np.int64)
             for row, levels in zip(votes, record, strict=True):
                 for level, k in levels:
-                    row[level] += k
+                    row[level] = k
+            # Written again it is the same: no level below 0, none twice, none empty.
             whole = all(type(x) is int for levels in record for pair in levels for x in pair)
+            whole = whole and recorded(votes) == tuple(tuple(map(tuple, levels)) for levels in record)
             whole = whole and len(set(votes.sum(1).tolist())) == 1
     except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise ParameterError(f"not votes: {error}") from error
-    if not whole or not votes.size or votes.min() < 0:
+    # Below 2^40, no sum of them wraps.
+    if not whole or not votes.size or votes.min() < 0 or votes.max() >= 2**40:
         raise ParameterError("not votes: whole numbers by class are needed, none of them negative")
     return votes
 
