@@ -71,7 +71,7 @@ class Certificate:
 
     @classmethod
     def from_json(cls, data: Any) -> Certificate:
-        """The record that `to_json` wrote; raises `ParameterError` for missing or unknown fields, or of another type."""
+        """The record that `to_json` wrote; raises `ParameterError` for fields missing, unknown or of another type."""
         if not isinstance(data, dict):
             raise ParameterError("a certificate is a JSON object")
         known = {f.name for f in fields(cls)}
