@@ -142,7 +142,7 @@ def _sides(plan: Plan) -> int:
     return 1 if plan.bound == "one-sided" else 2
 
 
-def _tally(votes: Votes, c: int, *, up: bool) -> tuple[mixture.Counts, mixture.Levels]:
+def levels_of(votes: Votes, c: int, *, up: bool) -> tuple[mixture.Counts, mixture.Levels]:
     """The observations of class c: how often which level, soft ones rounded down, or `up`."""
     if votes.ndim == 1:
         k = int(votes[c])
@@ -156,7 +156,7 @@ def _p_lower(plan: Plan, votes: Votes, top: int) -> float:
     for bound, spend in plan.alpha_split.items():
         each = spend / _sides(plan)
         if bound == "mixture":
-            log_odds = mixture.lower(*_tally(votes, top, up=False), each, plan.n)
+            log_odds = mixture.lower(*levels_of(votes, top, up=False), each, plan.n)
             best = max(best, mixture.probability_below(log_odds))
         elif n == plan.n:
             best = max(best, clopper_pearson_lower(int(votes[top]), n, each))
@@ -182,7 +182,7 @@ def _highest(votes: Votes, others: list[int], alpha: float, horizon: int) -> flo
     """The highest mixture bound among classes, by falling share: one root, and one evaluation for most others."""
     highest = -math.inf
     for c in others[:1] if votes.ndim == 1 else others:  # hard votes: it rises with k
-        counts, levels = _tally(votes, c, up=True)
+        counts, levels = levels_of(votes, c, up=True)
         mirrored = counts[::-1], 1.0 - levels[::-1]
         if mixture.log_evidence(*mirrored, -highest, horizon) < mixture.threshold(alpha):
             highest = mixture.upper(counts, levels, alpha, horizon)
@@ -191,7 +191,7 @@ def _highest(votes: Votes, others: list[int], alpha: float, horizon: int) -> flo
 
 def _radius_decided(plan: Plan, radius: float, votes: Votes, top: int, sigma: float, tau: float) -> Decision | None:
     if plan.bound == "one-sided":  # one evaluation of the martingale says what its root would
-        counts, levels = _tally(votes, top, up=False)
+        counts, levels = levels_of(votes, top, up=False)
         target = float(ndtr((radius + 2e-6) / sigma)) + tau  # 2e-6: what is shown is rounded down
         if target < 1.0:
             log_odds = math.log(target) - math.log1p(-target)
@@ -209,13 +209,13 @@ def _radius_decided(plan: Plan, radius: float, votes: Votes, top: int, sigma: fl
 
 def _limits(plan: Plan, votes: Votes, top: int) -> tuple[float, float]:
     """How large p_A, and how small the runner-up's probability, can be held to be at the level of futility."""
-    most = mixture.probability_above(mixture.upper(*_tally(votes, top, up=True), FUTILITY, plan.n))
+    most = mixture.probability_above(mixture.upper(*levels_of(votes, top, up=True), FUTILITY, plan.n))
     if plan.bound == "one-sided":
         return most, 1.0 - most
     share = shares(votes)
     share[top] = -1.0
     runner_up = int(share.argmax())
-    log_odds = mixture.lower(*_tally(votes, runner_up, up=False), FUTILITY, plan.n)
+    log_odds = mixture.lower(*levels_of(votes, runner_up, up=False), FUTILITY, plan.n)
     return most, mixture.probability_below(log_odds)
 
 
