@@ -63,15 +63,17 @@ def command(
     from macer_serve.smoothing.noise import NoiseKind
     from macer_serve.verification import read_certificate, verify
     from macer_serve.verification.engines import voter_options
+    from macer_serve.verification.reading import MAX_BYTES
 
-    record, answer = read_certificate(certificate.read_bytes())
+    with certificate.open("rb") as file:  # of a file of gigabytes, no more than it takes to refuse it
+        record, answer = read_certificate(file.read(MAX_BYTES + 1))
 
     def voter(noise: NoiseKind) -> Voter:
         classifier = SmoothedClassifier.load(checkpoint, noise=noise, **voter_options(record.engine, device))
         assert classifier.voter is not None
         return classifier.voter
 
-    with tqdm(unit="vote", file=sys.stderr, leave=False) as bar:
+    with tqdm(unit="vote", file=sys.stderr, leave=False, delay=0.5) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

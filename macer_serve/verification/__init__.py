@@ -91,11 +91,11 @@ def _model(c: Certificate, config: CheckpointConfig, basis: Basis | None) -> lis
         return [Finding("model.digest", "does not hold", words, MismatchError)]
     found = [
         holds("model.digest", f"{config.digest[:23]}... is the checkpoint's"),
-        agrees("model", c.model, {"name": config.name, "digest": config.digest}, "the checkpoint"),
-        agrees("model sigma", float(c.sigma), float(config.sigma), "the checkpoint"),
+        agrees("model.name", c.model, {"name": config.name, "digest": config.digest}, "the checkpoint"),
+        agrees("sigma of the checkpoint", float(c.sigma), float(config.sigma), "the checkpoint"),
     ]
     if basis is not None:
-        found.append(agrees("model classes", len(basis.votes), len(config.classes), "the checkpoint"))
+        found.append(agrees("classes of the checkpoint", len(basis.votes), len(config.classes), "the checkpoint"))
     return found
 
 
@@ -109,7 +109,13 @@ def _input(c: Certificate, question: Question, same_model: bool) -> list[Finding
     if not same_sizes and not same_model:
         return [unchecked("input.digest", "the checkpoint, and so the fit, is another")]
     if not same_sizes:
-        return [Finding("model fit", "does not hold", f"{shown(c.fit)} is recorded, the checkpoint's is {shown(fit)}")]
+        return [
+            Finding(
+                "fit of the checkpoint",
+                "does not hold",
+                f"{shown(c.fit)} is recorded, the checkpoint's is {shown(fit)}",
+            )
+        ]
     if set(c.input) != {"digest", "shape", "upload_shape"}:
         return [Finding("input", "does not hold", f"{shown(c.input)} is no input")]
     if c.input["digest"] != question.digest:

@@ -36,7 +36,8 @@ class Verification:
         """What is wrong, the gravest first; None where everything that was checked holds."""
         for kind in (InconsistentError, MismatchError, ContradictedError):
             if named := [f.check for f in self.failed if f.error is kind]:
-                return kind(f"{kind.title.lower()}: {', '.join(named)}")
+                which = "" if kind is ContradictedError else f": {', '.join(named)}"
+                return kind(kind.title.lower() + which)
         return None
 
     @property
@@ -74,7 +75,7 @@ def escaped(text: str) -> str:
 def shown(value: Any) -> str:
     """A value of a record as a terminal may show it: one short line of ASCII, whatever the record holds."""
     text = json.dumps(value)
-    return text if len(text) <= 100 else f"{text[:90]}..."
+    return text if len(text) <= 80 else f"{text[:76]}..."
 
 
 def agrees(

@@ -27,7 +27,7 @@ def read_certificate(data: bytes) -> tuple[Certificate, dict[str, Any] | None]:
 
 def _read(data: bytes) -> tuple[Certificate, dict[str, Any] | None]:
     if len(data) > MAX_BYTES:
-        raise ParameterError(f"not a certificate: {len(data):,} bytes; at most {MAX_BYTES:,} are read")
+        raise ParameterError(f"not a certificate: more than {MAX_BYTES:,} bytes")
     try:
         document = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_float=_number)
     except RecursionError:

@@ -61,9 +61,9 @@ def examine_record(
         ], None
     found = [
         holds("plan", f"{plan.mode}, {plan.kind}, {plan.bound}: at most {plan.n:,} votes, alpha {plan.alpha:g}"),
-        agrees("alpha", float(c.alpha), float(plan.alpha), "the plan"),
-        agrees("n0", c.n0, plan.selection, "the plan"),
-        agrees("bound", c.bound, "+".join(plan.alpha_split), "the plan"),
+        agrees("alpha, plan.alpha", float(c.alpha), float(plan.alpha), "the plan"),
+        agrees("n0, plan.n0", c.n0, plan.selection, "the plan"),
+        agrees("bound, plan.bound", c.bound, "+".join(plan.alpha_split), "the plan"),
         _known_noise(c),
         _sigma(c),
     ]
@@ -127,7 +127,7 @@ def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
     top = None
     if plan.mode == "predict":
         top = int(votes.argmax()) if drawn else None
-    elif selected >= plan.selection:
+    elif not (early and selected < plan.selection):
         top = int(shares(selection).argmax())
     return Basis(plan, votes, selection, top), found
 
