@@ -8,10 +8,14 @@
     ├── TrainingError               a run that cannot start, continue or converge
     ├── EngineError                 a voter that cannot do what was asked of it
     │   └── EngineMismatchError     two voters that do not compute the same base classifier
-    └── UploadError                 an upload that is not an acceptable image
-        ├── UndecodableError        damaged, empty, or not an image at all
-        ├── UnsupportedTypeError    an image, of a kind that is not accepted
-        └── TooLargeError           too many bytes or pixels
+    ├── UploadError                 an upload that is not an acceptable image
+    │   ├── UndecodableError        damaged, empty, or not an image at all
+    │   ├── UnsupportedTypeError    an image, of a kind that is not accepted
+    │   └── TooLargeError           too many bytes or pixels
+    └── VerificationError           a certificate that does not hold
+        ├── InconsistentError       its fields do not follow from each other, or its mac or votes are not the server's
+        ├── MismatchError           it is about another image or checkpoint
+        └── ContradictedError       fresh votes speak against it
 
 Every class carries the HTTP status and the exit code with which the edges answer it, so that the two
 tables cannot drift apart.
@@ -70,3 +74,19 @@ class UnsupportedTypeError(UploadError):
 
 class TooLargeError(UploadError):
     status, title = 413, "Image is too large"
+
+
+class VerificationError(MacerError):
+    status, exit_code, title = 422, 10, "Certificate does not hold"
+
+
+class InconsistentError(VerificationError):
+    title = "Certificate is inconsistent or forged"
+
+
+class MismatchError(VerificationError):
+    exit_code, title = 11, "Certificate is about another image or checkpoint"
+
+
+class ContradictedError(VerificationError):
+    exit_code, title = 12, "Certificate is contradicted by fresh votes"

@@ -26,6 +26,7 @@ from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius
 from macer_serve.smoothing.certificate import Certificate, reason, statement
 from macer_serve.smoothing.certification import Claim, Draw
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.proof import from_record
 from macer_serve.smoothing.seeds import MIN_SECRET_BYTES, derive_seed, mac, mac_holds, new_secret
 from macer_serve.voters import Task
 from macer_serve.voters.torch_voter import TorchVoter
@@ -221,6 +222,18 @@ def test_the_mac_covers_every_field(certified: Certificate) -> None:
     assert not dataclasses.replace(certified, mac=None).is_authentic(SECRET)
 
 
+def test_a_record_that_went_through_javascript_is_authentic(certified: Certificate, abstained: Certificate) -> None:
+    """JSON.stringify writes 1 for 1.0: the page offers certificates that it has parsed."""
+    for c in (certified, abstained):
+        record = c.to_json()
+        assert record["fit"]["norm"] == 1.0
+        record["fit"]["norm"] = 1
+        record = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in record.items()}
+        again = Certificate.from_json(json.loads(json.dumps(record)))
+        assert again.is_authentic(SECRET)
+        assert again == c
+
+
 def test_a_mac_does_not_serve_as_a_seed_nor_the_reverse() -> None:
     """One secret, two uses: their messages cannot coincide."""
     seed = derive_seed(SECRET, "sha256:a", "sha256:b")
@@ -241,6 +254,12 @@ def test_a_mac_does_not_serve_as_a_seed_nor_the_reverse() -> None:
         lambda r: {**r, "votes": 5},
         lambda r: {**r, "votes": "2000"},
         lambda r: {**r, "mac": 5},
+        lambda r: {**r, "n": 2000.0},
+        lambda r: {**r, "radius": "0.5"},
+        lambda r: {**r, "abstained": 0},
+        lambda r: {**r, "class_id": True},
+        lambda r: {**r, "plan": []},
+        lambda r: {**r, "statement": None},
     ],
 )
 def test_what_is_no_certificate_is_refused(certified: Certificate, damage: Any) -> None:
@@ -305,6 +324,28 @@ def test_a_longer_plan_reads_the_same_votes_further(g: SmoothedClassifier, voter
     assert short.selection_votes == long.selection_votes
     other_alpha = g.certify(image(133), Plan(n0=50, n=2000, alpha=0.05))
     assert other_alpha.votes == short.votes
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [[[-1, 5]], [[0, 5]]],  # a level counted from the end
+        [[[3, 2], [3, 3]], [[0, 5]]],  # a level twice
+        [[[3, 0], [4, 5]], [[0, 5]]],  # an empty one
+        [[[5, 1], [4, 4]], [[0, 5]]],  # out of order
+        [[[1024, 5]], [[0, 5]]],
+        [[[3, 5]], [[0, 4]]],  # classes of different n
+        [[[3, 2**62], [4, 2**62], [5, 2**62], [6, 2**62]], [[0, 2**62]]],  # sums that wrap
+        [[[3, 2**80]], [[0, 5]]],
+        [[]] * 100_000,
+        [],
+    ],
+)
+def test_soft_votes_have_one_form(record: Any) -> None:
+    with pytest.raises(ParameterError, match="not votes"):
+        from_record(record, soft=True)
+    with pytest.raises(ParameterError, match="not votes"):
+        from_record([2**62, 2**62, 2**62, 2**62], soft=False)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

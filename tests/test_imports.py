@@ -48,7 +48,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = run(code)
     assert result.returncode == 0, result.stderr
-    for command in ("train", "certify", "report", "predict"):
+    for command in ("train", "certify", "report", "predict", "verify"):
         assert command in result.stdout
 
 
@@ -56,6 +56,7 @@ ALLOWED = {
     "smoothing": {"errors"},
     "voters": {"errors", "smoothing", "hardware"},
     "checkpoint": {"errors", "architectures"},
+    "verification": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images", "fit"},
     "evaluation": {"errors", "smoothed", "smoothing", "datasets"},
     "serving": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images"},
 }

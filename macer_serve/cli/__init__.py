@@ -17,6 +17,7 @@ _COMMANDS = {
     "certify": "Certify a data set and write a log.",
     "report": "Tabulate certification logs.",
     "predict": "Certify one image, without a server.",
+    "verify": "Check a certificate that someone issued.",
 }
 
 
@@ -48,7 +49,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="macer")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is chosen and why.")
 def main(verbose: bool) -> None:
-    """Certified inference by randomized smoothing: train, certify, report, predict.
+    """Certified inference by randomized smoothing: train, certify, report, predict, verify.
 
     To serve: serve run deployments/smoothed.yaml
     """

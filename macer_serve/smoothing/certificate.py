@@ -16,6 +16,18 @@ from macer_serve.smoothing.seeds import mac, mac_holds
 
 CERTIFICATE_VERSION = 2
 
+# What JSON may hold in the fields; beside them, votes are checked by `from_record`, the plan by `Plan.from_json`.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("statement", "bound", "noise", "engine"), (str,)),
+    **dict.fromkeys(("label", "reason", "stopped", "mac"), (str, type(None))),
+    **dict.fromkeys(("radius", "upload_radius", "sigma", "alpha", "p_lower", "p_upper", "tau"), (float, int)),
+    **dict.fromkeys(("n0", "n", "version"), (int,)),
+    **dict.fromkeys(("votes", "selection_votes"), (list,)),
+    **dict.fromkeys(("plan", "model", "input", "fit"), (dict,)),
+    "class_id": (int, type(None)),
+    "abstained": (bool,),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
@@ -59,7 +71,7 @@ class Certificate:
 
     @classmethod
     def from_json(cls, data: Any) -> Certificate:
-        """The record that `to_json` wrote; raises `ParameterError` where fields are missing or unknown."""
+        """The record that `to_json` wrote; raises `ParameterError` for fields missing, unknown or of another type."""
         if not isinstance(data, dict):
             raise ParameterError("a certificate is a JSON object")
         known = {f.name for f in fields(cls)}
@@ -68,11 +80,9 @@ class Certificate:
             raise ParameterError(f"not a certificate of version {CERTIFICATE_VERSION}: check {', '.join(wrong)}")
         if data["version"] != CERTIFICATE_VERSION:
             raise ParameterError(f"certificate version {data['version']!r} is not understood")
+        if wrong := [k for k, kinds in _KINDS.items() if type(data[k]) not in kinds]:
+            raise ParameterError(f"not a certificate: {', '.join(wrong)} of another type than certificates hold")
         lists = ("votes", "selection_votes")
-        if wrong := [k for k in lists if not isinstance(data[k], list)]:
-            raise ParameterError(f"not a certificate: {', '.join(wrong)} must be a list")
-        if not isinstance(data["mac"], str | None):
-            raise ParameterError("not a certificate: mac must be a string or null")
         values: dict[str, Any] = {k: _frozen(v) if k in lists else v for k, v in data.items()}
         return cls(**values)
 
@@ -88,8 +98,11 @@ class Certificate:
         return int(shares(from_record(record, soft=self.plan["bound"] == "soft")).argmax())
 
     def canonical(self) -> bytes:
-        """The bytes that the mac covers: every field but the mac, keys sorted."""
-        record = self.to_json()
+        """The bytes that the mac covers: every field but the mac, keys sorted, 1.0 as 1.
+
+        JSON knows one kind of number: a record that went through JavaScript, or jq, is still the same record.
+        """
+        record = _plain_numbers(self.to_json())
         del record["mac"]
         return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
             errors="surrogatepass"  # a record from outside may hold lone surrogates: not authentic, but no crash
@@ -107,6 +120,15 @@ class Certificate:
 def _frozen(value: Any) -> Any:
     """Lists as tuples, all the way down."""
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def _plain_numbers(value: Any) -> Any:
+    """JSON values, numbers without a fraction as integers all the way down, as far as doubles tell them apart."""
+    if isinstance(value, dict):
+        return {k: _plain_numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def statement(claim: Claim, plan: Plan, noise: str) -> str:

@@ -32,6 +32,8 @@ Decision = Literal["radius", "tolerance", "futility"]
 
 # Soft votes are histograms over so many levels: level l holds z in [l, l + 1) / SOFT_LEVELS, and 1 in the last.
 SOFT_LEVELS = 1024
+# Records from outside are read no further: 200 MB.
+MAX_SOFT_CLASSES = 25_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +74,20 @@ def from_record(record: Any, *, soft: bool) -> Votes:
             votes = np.array([int(k) for k in record], dtype=np.int64)
             whole = all(type(k) is int for k in record)
         else:
+            if len(record) > MAX_SOFT_CLASSES:
+                raise ValueError(f"{len(record):,} classes of histograms")
             votes = np.zeros((len(record), SOFT_LEVELS), dtype=np.int64)
             for row, levels in zip(votes, record, strict=True):
                 for level, k in levels:
-                    row[level] += k
+                    row[level] = k
+            # Written again it is the same: no level below 0, none twice, none empty.
             whole = all(type(x) is int for levels in record for pair in levels for x in pair)
+            whole = whole and recorded(votes) == tuple(tuple(map(tuple, levels)) for levels in record)
             whole = whole and len(set(votes.sum(1).tolist())) == 1
     except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise ParameterError(f"not votes: {error}") from error
-    if not whole or not votes.size or votes.min() < 0:
+    # Below 2^40, no sum of them wraps.
+    if not whole or not votes.size or votes.min() < 0 or votes.max() >= 2**40:
         raise ParameterError("not votes: whole numbers by class are needed, none of them negative")
     return votes
 
@@ -135,7 +142,7 @@ def _sides(plan: Plan) -> int:
     return 1 if plan.bound == "one-sided" else 2
 
 
-def _tally(votes: Votes, c: int, *, up: bool) -> tuple[mixture.Counts, mixture.Levels]:
+def levels_of(votes: Votes, c: int, *, up: bool) -> tuple[mixture.Counts, mixture.Levels]:
     """The observations of class c: how often which level, soft ones rounded down, or `up`."""
     if votes.ndim == 1:
         k = int(votes[c])
@@ -149,7 +156,7 @@ def _p_lower(plan: Plan, votes: Votes, top: int) -> float:
     for bound, spend in plan.alpha_split.items():
         each = spend / _sides(plan)
         if bound == "mixture":
-            log_odds = mixture.lower(*_tally(votes, top, up=False), each, plan.n)
+            log_odds = mixture.lower(*levels_of(votes, top, up=False), each, plan.n)
             best = max(best, mixture.probability_below(log_odds))
         elif n == plan.n:
             best = max(best, clopper_pearson_lower(int(votes[top]), n, each))
@@ -175,7 +182,7 @@ def _highest(votes: Votes, others: list[int], alpha: float, horizon: int) -> flo
     """The highest mixture bound among classes, by falling share: one root, and one evaluation for most others."""
     highest = -math.inf
     for c in others[:1] if votes.ndim == 1 else others:  # hard votes: it rises with k
-        counts, levels = _tally(votes, c, up=True)
+        counts, levels = levels_of(votes, c, up=True)
         mirrored = counts[::-1], 1.0 - levels[::-1]
         if mixture.log_evidence(*mirrored, -highest, horizon) < mixture.threshold(alpha):
             highest = mixture.upper(counts, levels, alpha, horizon)
@@ -184,7 +191,7 @@ def _highest(votes: Votes, others: list[int], alpha: float, horizon: int) -> flo
 
 def _radius_decided(plan: Plan, radius: float, votes: Votes, top: int, sigma: float, tau: float) -> Decision | None:
     if plan.bound == "one-sided":  # one evaluation of the martingale says what its root would
-        counts, levels = _tally(votes, top, up=False)
+        counts, levels = levels_of(votes, top, up=False)
         target = float(ndtr((radius + 2e-6) / sigma)) + tau  # 2e-6: what is shown is rounded down
         if target < 1.0:
             log_odds = math.log(target) - math.log1p(-target)
@@ -202,13 +209,13 @@ def _radius_decided(plan: Plan, radius: float, votes: Votes, top: int, sigma: fl
 
 def _limits(plan: Plan, votes: Votes, top: int) -> tuple[float, float]:
     """How large p_A, and how small the runner-up's probability, can be held to be at the level of futility."""
-    most = mixture.probability_above(mixture.upper(*_tally(votes, top, up=True), FUTILITY, plan.n))
+    most = mixture.probability_above(mixture.upper(*levels_of(votes, top, up=True), FUTILITY, plan.n))
     if plan.bound == "one-sided":
         return most, 1.0 - most
     share = shares(votes)
     share[top] = -1.0
     runner_up = int(share.argmax())
-    log_odds = mixture.lower(*_tally(votes, runner_up, up=False), FUTILITY, plan.n)
+    log_odds = mixture.lower(*levels_of(votes, runner_up, up=False), FUTILITY, plan.n)
     return most, mixture.probability_below(log_odds)
 
 

@@ -1,0 +1,274 @@
+"""What follows from a record alone: pure functions of its fields, no image, no network.
+
+A derived field is compared with what follows from the fields before it, taken as recorded where they hold: so that
+one changed field is named, and not all that follow from it. Bounds need agree to 1e-9 of their distance from 0 and 1
+only: other versions of SciPy differ in last digits, and rounding radii down allows for more than that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from macer_serve.errors import ParameterError
+from macer_serve.fit import Fit, fit_for, upload_radius
+from macer_serve.images import MAX_PIXELS
+from macer_serve.smoothing.bounds import round_down, two_sided_radius
+from macer_serve.smoothing.certificate import Certificate, reason, statement
+from macer_serve.smoothing.certification import Claim
+from macer_serve.smoothing.noise import ExactNoise, GaussianNoise, NoiseKind, noise_for
+from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.proof import Proof, Votes, count, decided, from_record, prove, shares
+from macer_serve.verification.findings import Finding, agrees, escaped, holds, shown, unchecked
+
+NOISES: dict[str, NoiseKind] = {ExactNoise.name: "exact", GaussianNoise.name: "gaussian"}
+MAX_SIDE = 2048  # of model inputs whose fit is computed again: larger ones take minutes
+_SAME = 1e-9  # relative: bounds
+_EDGE = 1e-10  # absolute: radii before they are rounded down, by which 1e-9 is taken off
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a record rests on, readable: the plan, the estimation votes, and the class selected, if one was."""
+
+    plan: Plan
+    votes: Votes
+    selection_votes: Votes
+    top: int | None
+
+    @property
+    def looked(self) -> bool:
+        """Whether the votes were evaluated: a fixed plan proves nothing before its last vote."""
+        n = count(self.votes)
+        return self.top is not None and n > 0 and (self.plan.kind != "fixed" or n == self.plan.n)
+
+
+def examine_record(
+    c: Certificate, classes: tuple[str, ...] | None, no_classes: str
+) -> tuple[list[Finding], Basis | None]:
+    """The findings, and what votes can be compared with; None where the record is not even readable.
+
+    `classes` are the labels of the model, where they are known; `no_classes` says why not.
+    """
+    try:
+        plan = Plan.from_json(c.plan)
+    except (ParameterError, ArithmeticError, ValueError) as error:
+        return [
+            Finding("plan", "does not hold", str(error)),
+            unchecked("all that follows", "the plan is unknown"),
+        ], None
+    found = [
+        holds("plan", f"{plan.mode}, {plan.kind}, {plan.bound}: at most {plan.n:,} votes, alpha {plan.alpha:g}"),
+        agrees("alpha, plan.alpha", float(c.alpha), float(plan.alpha), "the plan"),
+        agrees("n0, plan.n0", c.n0, plan.selection, "the plan"),
+        agrees("bound, plan.bound", c.bound, "+".join(plan.alpha_split), "the plan"),
+        _known_noise(c),
+        _sigma(c),
+    ]
+    basis, about_votes = _basis(c, plan)
+    found += about_votes
+    fit, about_fit = _fit(c)
+    if basis is None:
+        return [*found, unchecked("all that follows", "there are no votes that it could follow from"), *about_fit], None
+    found.append(_stopped(c, basis))
+    proof, about_proof = _proof(c, basis)
+    found += about_proof
+    if proof is not None:
+        found += _words(c, basis, proof, classes, no_classes)
+        found += about_fit
+        if fit is not None:
+            found += _through_fit(c, proof, fit)
+    else:
+        found += about_fit
+    return found, basis
+
+
+def _known_noise(c: Certificate) -> Finding:
+    if c.noise not in NOISES:
+        return Finding("noise", "does not hold", f"{shown(c.noise)} is none of {', '.join(NOISES)}")
+    plain = "" if c.noise == ExactNoise.name else ": certificates hold up to floating-point error of the noise"
+    return holds("noise", f"{c.noise}{plain}")
+
+
+def _sigma(c: Certificate) -> Finding:
+    if not 0.005 <= c.sigma <= 4.0:
+        return Finding("sigma", "does not hold", f"{shown(c.sigma)} is outside [0.005, 4]")
+    return holds("sigma", f"{c.sigma:g}")
+
+
+def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
+    """The votes, if they are votes."""
+    read: dict[str, Votes] = {}
+    found = []
+    for name, record in (("votes", c.votes), ("selection_votes", c.selection_votes)):
+        try:
+            read[name] = from_record(record, soft=plan.bound == "soft")
+        except ParameterError as error:
+            found.append(Finding(name, "does not hold", escaped(str(error))))
+    if found:
+        return None, found
+    votes, selection = read["votes"], read["selection_votes"]
+    drawn, selected = count(votes), count(selection)
+    if drawn == c.n:
+        found.append(holds("votes", f"{len(votes)} classes, {drawn:,} votes"))
+    else:
+        found.append(Finding("votes", "does not hold", f"they add up to {drawn:,}, n is {shown(c.n)}"))
+    early = c.stopped in (None, "deadline")
+    if selection.shape != votes.shape:
+        words = f"{len(selection)} classes, the estimation votes have {len(votes)}"
+        return None, [*found, Finding("selection_votes", "does not hold", words)]
+    if selected == plan.selection or (early and selected < plan.selection):
+        found.append(holds("selection_votes", f"{selected:,} of {plan.selection:,}"))
+    else:
+        words = f"they add up to {selected:,}, the plan takes {plan.selection:,}"
+        found.append(Finding("selection_votes", "does not hold", words))
+    top = None
+    if plan.mode == "predict":
+        top = int(votes.argmax()) if drawn else None
+    elif not (early and selected < plan.selection):
+        top = int(shares(selection).argmax())
+    return Basis(plan, votes, selection, top), found
+
+
+def _stopped(c: Certificate, basis: Basis) -> Finding:
+    """Whether a run of the plan may have ended like this, after so many votes. No guarantee rests on it."""
+    plan, n = basis.plan, count(basis.votes)
+    if c.stopped == "n":
+        lawful = n == plan.n
+    elif c.stopped == "cap":
+        lawful = 0 < n < plan.n
+    elif c.stopped in (None, "deadline") and plan.kind == "fixed":
+        lawful = n < plan.n or count(basis.selection_votes) < plan.selection
+    elif c.stopped in (None, "deadline", "radius", "tolerance", "futility"):
+        at_look = n in plan.looks[:-1] and basis.top is not None
+        why = None if c.stopped == "deadline" else c.stopped
+        lawful = why in _decisions(c, basis) if at_look else why is None and n == 0
+    else:
+        return Finding("stopped", "does not hold", f"{shown(c.stopped)} is no reason to stop")
+    why = "still running" if c.stopped is None else c.stopped
+    if lawful:
+        return holds("stopped", f"{why}, after {n:,} of {plan.n:,} votes")
+    words = f"{why}, after {n:,} of {plan.n:,} votes: the plan does not stop so"
+    return Finding("stopped", "does not hold", words)
+
+
+def _decisions(c: Certificate, basis: Basis) -> set[str | None]:
+    """What the look at these votes may have decided; a tolerance depends on the cap, which is not recorded."""
+    plan, top = basis.plan, basis.top
+    assert top is not None
+    try:
+        return {
+            decided(plan, basis.votes, top, sigma=c.sigma, tau=c.tau, limit=limit)
+            for limit in (count(basis.votes) + 1, plan.n)
+        }
+    except (ParameterError, ArithmeticError, ValueError):  # sigma or tau are no such thing: found elsewhere
+        return {None, "radius", "tolerance", "futility"}
+
+
+def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
+    """The proof that the record should state, its fields as recorded where they hold."""
+    plan, source = basis.plan, "votes, plan and tau"
+    if not (0.005 <= c.sigma <= 4.0 and 0.0 <= c.tau <= 1.0):
+        return None, [unchecked("p_lower, p_upper, radius", "sigma or tau are outside their range")]
+    proof = Proof(None, 0.0, 0.0, 1.0)
+    if basis.looked:
+        assert basis.top is not None
+        try:
+            proof = prove(plan, basis.votes, basis.top, sigma=c.sigma, tau=c.tau)
+        except (ParameterError, ArithmeticError, ValueError) as error:
+            return None, [Finding("p_lower", "does not hold", f"no bound can be computed: {error}")]
+    p_lower = _as_recorded(c.p_lower, proof.p_lower)
+    p_upper = _as_recorded(c.p_upper, proof.p_upper)
+    found = [
+        agrees("p_lower", float(c.p_lower), p_lower, source),
+        agrees("p_upper", float(c.p_upper), p_upper, source),
+    ]
+    proof = replace(proof, p_lower=p_lower, p_upper=p_upper)
+    if plan.mode == "certify":
+        class_id = basis.top if proof.p_lower > proof.p_upper else None
+        radius = two_sided_radius(proof.p_lower, proof.p_upper, c.sigma)
+        # Only at the edge of the last digit shown do two values agree.
+        either = {round_down(max(0.0, radius - _EDGE)), round_down(radius + _EDGE), proof.radius}
+        lawful = float(c.radius) if c.radius in either else round_down(radius)
+        proof = replace(proof, class_id=class_id, radius=lawful)
+    found.append(agrees("radius", float(c.radius), proof.radius, "p_lower, p_upper and sigma"))
+    found.append(agrees("class_id", c.class_id, proof.class_id, "the votes"))
+    found.append(agrees("abstained", c.abstained, proof.class_id is None, "the bounds"))
+    return proof, found
+
+
+def _as_recorded(recorded: float, derived: float) -> float:
+    """The recorded probability where it is the derived one but for last digits; else the derived one."""
+    same = 0.0 <= recorded <= 1.0 and abs(recorded - derived) <= _SAME * min(derived, 1.0 - derived)
+    return float(recorded) if same else derived
+
+
+def _words(
+    c: Certificate, basis: Basis, proof: Proof, classes: tuple[str, ...] | None, no_classes: str
+) -> list[Finding]:
+    """Statement, reason and label."""
+    claim = Claim(
+        class_id=proof.class_id,
+        radius=proof.radius,
+        p_lower=proof.p_lower,
+        p_upper=proof.p_upper,
+        top_class=basis.top,
+        votes=c.votes,
+        n=count(basis.votes),
+        selection_votes=c.selection_votes,
+        stopped=c.stopped,  # type: ignore[arg-type]  # examined on its own
+    )
+    said = statement(claim, basis.plan, c.noise)
+    found = [agrees("statement", c.statement, said, "class, radius, alpha and noise")]
+    if classes is None or len(classes) != len(basis.votes):
+        return [*found, unchecked("label", no_classes), unchecked("reason", no_classes)]
+    label = None if claim.class_id is None else classes[claim.class_id]
+    found.append(agrees("label", c.label, label, "class_id and the checkpoint"))
+    found.append(agrees("reason", c.reason, reason(claim, basis.plan, classes), "the votes"))
+    return found
+
+
+def _fit(c: Certificate) -> tuple[Fit | None, list[Finding]]:
+    """The map from upload to model input, built again from its sizes."""
+    try:
+        size, crop = _sizes(c.fit["upload_size"], 2), _sizes(c.fit["crop"], 2)
+        (resize, channels) = _sizes([c.fit["resize"], c.fit["channels"]], 2)
+        if size[0] * size[1] > MAX_PIXELS or max(crop) > MAX_SIDE or resize > 16 * MAX_SIDE:
+            return None, [unchecked("fit", f"sizes beyond {MAX_PIXELS:,} pixels, or {MAX_SIDE:,} of model input")]
+        fit = fit_for((size[0], size[1]), resize, (crop[0], crop[1]), channels)
+        norm = float(c.fit["norm"])
+    except (ParameterError, ArithmeticError, KeyError, TypeError, ValueError) as error:
+        return None, [Finding("fit", "does not hold", f"{shown(c.fit)} is no fit: {error}")]
+    if abs(norm - fit.norm) <= 1e-12 * fit.norm:
+        fit = replace(fit, norm=norm)
+    if c.fit != fit.to_json():
+        words = f"{shown(c.fit)} is recorded, {shown(fit.to_json())} follows from its sizes"
+        return None, [Finding("fit", "does not hold", words)]
+    height, width = fit.upload_size
+    return fit, [
+        holds("fit", f"{height} x {width} to {fit.crop[0]} x {fit.crop[1]}, norm {norm:.6g}"),
+        agrees("input.shape", c.input.get("shape"), [fit.channels, *fit.crop], "the fit"),
+        agrees("input.upload_shape", c.input.get("upload_shape"), [height, width, 3], "the fit"),
+    ]
+
+
+def _sizes(value: Any, length: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) != length or any(type(v) is not int or v < 1 for v in value):
+        raise ParameterError(f"{shown(value)} are no sizes")
+    return tuple(value)
+
+
+def _through_fit(c: Certificate, proof: Proof, fit: Fit) -> list[Finding]:
+    """What depends on the fit: the radius at the upload, and tau."""
+    dims = fit.channels * fit.crop[0] * fit.crop[1]
+    derived = upload_radius(proof.radius, fit, dims)
+    found = [agrees("upload_radius", float(c.upload_radius), float(derived), "radius and fit")]
+    if c.noise not in NOISES:
+        return found
+    noise = noise_for(NOISES[c.noise], c.sigma)
+    on_lattice, off = (noise.tau(np.full(dims, bit, np.int32)) for bit in (0, 1))
+    known = off if fit.resampled and c.tau == off else on_lattice
+    found.append(agrees("tau", float(c.tau), known, "noise, sigma and input shape"))
+    return found
