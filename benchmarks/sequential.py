@@ -13,7 +13,7 @@ rightly or not, whose certificate has at least the radius asked for.
 Whether and how a plan stops is a function of the look and the count there. It is tabulated from the package's own
 `decided`, and every run is a path through the table; a sample of runs goes through `Certification` itself, and must
 stop at the same look with the same radius. Mean samples are estimation votes (selection takes n0 = 100 more), given
-with the standard error of the mean over seeds. The oracle knows p: it needs ln(1 / alpha) / KL(p, Phi(r / sigma)).
+with the standard error of the mean over seeds. The oracle, which knows p, needs ln(1 / alpha) / KL(p, Phi(r / sigma)).
 
 *For real.* The same plans through `SmoothedClassifier`, on every K-th CIFAR-10 test image.
 """
@@ -175,7 +175,10 @@ def check(table: Table, p: Floats, generator: np.random.Generator) -> int:
 
 
 def oracle(p: Floats, q: float) -> float:
-    """ln(1 / alpha) / KL(p, q), at most N, the mean over images: nobody who must be right decides faster."""
+    """How many votes the likelihood ratio of the true p to q takes to reach 1 / alpha, at most N: the mean over images.
+
+    Images below q count the same; a plan may beat that on them, since it gives them up at a weaker level than alpha.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         divergence = np.where(p > 0, p * np.log(p / q), 0.0)
         divergence += np.where(p < 1, (1 - p) * np.log((1 - p) / (1 - q)), 0.0)
@@ -235,10 +238,11 @@ def images(data: Path, every: int) -> Iterator[npt.NDArray[np.uint8]]:
         yield test[i][0]
 
 
-def for_real(checkpoint: str, data: Path, every: int, n: int) -> None:
+def for_real(checkpoint: str, data: Path, every: int, n: int, workers: int | None) -> None:
     from macer_serve.smoothed import SmoothedClassifier
 
-    g = SmoothedClassifier.load(checkpoint, secret=hashlib.sha256(b"benchmarks/sequential.py").digest())
+    secret = hashlib.sha256(b"benchmarks/sequential.py").digest()
+    g = SmoothedClassifier.load(checkpoint, secret=secret, workers=workers)
     assert g.voter is not None
     pictures = list(images(data, every))
     plans = (Plan(n=n, alpha=ALPHA), *(Plan(n=n, alpha=ALPHA, radius=r) for r in RADII))
@@ -270,6 +274,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies")
     parser.add_argument("--every", type=int, default=500, help="with --checkpoint: every K-th test image")
     parser.add_argument("--n", type=int, default=N, help="with --checkpoint: the plans' n")
+    parser.add_argument("--workers", type=int, help="with --checkpoint: CPU cores; default all")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error("a standard error needs two seeds")
@@ -278,7 +283,7 @@ def main() -> None:
     elif options.data_dir is None:
         parser.error("--checkpoint needs --data-dir")
     else:
-        for_real(options.checkpoint, options.data_dir, options.every, options.n)
+        for_real(options.checkpoint, options.data_dir, options.every, options.n, options.workers)
 
 
 if __name__ == "__main__":
