@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from typing import Any
 
 import httpx
@@ -100,6 +102,23 @@ def test_a_stream_ends_at_the_deadline_with_what_is_proved(client: httpx.Client,
     assert (name, result["stopped"]) == ("result", "deadline")
     assert result["label"] == "ship"
     assert result["radius"] > 0, "an anytime-valid certificate, where a fixed plan would have nothing"
+
+
+def test_streams_that_are_closed_give_back_their_places(server: Any, client: httpx.Client, images: list[bytes]) -> None:
+    head = b"POST /predict?stream=true&tolerance=1e-6&n=100000 HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    body = f"Content-Length: {len(images[1])}\r\n\r\n".encode() + images[1]
+    for after in (b"HTTP/1.1 200", b"event: progress"):
+        for _ in range(12):  # more than the eight places
+            with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+                leaving.settimeout(60)
+                leaving.sendall(head + body)
+                seen = b""
+                while after not in seen and b" 429 " not in seen:
+                    seen += leaving.recv(65536)
+    deadline = time.monotonic() + 60
+    while (status := client.post("/predict", content=images[1], headers=PNG).status_code) == 429:
+        assert time.monotonic() < deadline, "the places of closed streams are still taken"
+    assert status == 200
 
 
 def test_predict_answers_the_class_alone(client: httpx.Client, images: list[bytes]) -> None:
