@@ -175,6 +175,8 @@ def _highest(votes: Votes, others: list[int], alpha: float, horizon: int) -> flo
     """The highest mixture bound among classes, by falling share: one root, and one evaluation for most others."""
     highest = -math.inf
     for c in others[:1] if votes.ndim == 1 else others:  # hard votes: it rises with k
+        if highest == math.inf:  # one class bounded by nothing: no other can be higher
+            break
         counts, levels = _tally(votes, c, up=True)
         mirrored = counts[::-1], 1.0 - levels[::-1]
         if mixture.log_evidence(*mirrored, -highest, horizon) < mixture.threshold(alpha):
