@@ -226,10 +226,12 @@ def _attainable(plan: Plan, votes: Votes, top: int, sigma: float, limit: int) ->
     n = count(votes)
     if votes.ndim == 1:
         k = min(limit, math.ceil(most * limit))
-        hoped = np.array([k, min(math.floor(least * limit), limit - k), 0])
-        hoped[2] = limit - hoped.sum()
-        if plan.bound == "one-sided":
-            hoped = np.array([k, limit - k])
+        rest = limit - k
+        # The others share what is left, none of them above the runner-up; somebody must have it.
+        runner_up = rest
+        if plan.bound != "one-sided":
+            runner_up = min(rest, max(math.floor(least * limit), -(-rest // max(1, len(votes) - 1))))
+        hoped = np.array([k, *[runner_up] * (rest // max(1, runner_up)), rest % max(1, runner_up)])
         return prove(plan, hoped, 0, sigma=sigma, tau=0.0).radius
     # Soft votes as they are, but more of them: their bounds lie as far from the limits as from their means.
     more = np.rint(votes * (limit / n)).astype(np.int64)
