@@ -87,7 +87,7 @@ def test_it_falls_with_the_mean_and_rises_with_the_successes(k: int, n: int, s: 
         assert mixture.log_evidence(hard(k + 1, n), VOTES, s, 10**6) >= at - 1e-9
 
 
-# --- the probability that it is ever false ------------------------------------------------------------------------------
+# --- the probability that it is ever false ---------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=64)
@@ -317,3 +317,15 @@ def test_it_lies_between_the_uniform_prior_and_clopper_pearson() -> None:
     for n, uniform, fixed in [(1000, 0.5907, 0.6158), (10_000, 0.7794, 0.7996), (100_000, 0.9356, 0.9529)]:
         p = mixture.probability_below(mixture.lower(hard(n, n), VOTES, 0.001, 100_000))
         assert uniform < 0.25 * float(ndtri(p)) < fixed
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 1000), st.sampled_from([0.05, 0.001]))
+def test_the_horizon_hardly_matters(k: int, n: int, alpha: float) -> None:
+    """Every grid is a Gauss-Chebyshev rule for one prior, the arcsine law: plans of other n bet alike.
+
+    So whoever runs plans of several n on the same votes gains nothing by it.
+    """
+    k %= n + 1
+    early, late = (mixture.lower(hard(k, n), VOTES, alpha, horizon) for horizon in (1000, 10**6))
+    assert early == late or early == pytest.approx(late, abs=1e-9)
