@@ -623,7 +623,8 @@ def test_an_altered_plan_is_refused(number: int) -> None:
     "values",
     [
         {"radius": 0.1, "tolerance": 0.1}, {"radius": 0.0}, {"radius": -1.0}, {"radius": math.nan},
-        {"radius": math.inf}, {"tolerance": 0.0}, {"tolerance": 1e9}, {"bound": "soft", "beta": 0.0}, {"bound": "both"}, {"mode": "guess"},
+        {"radius": math.inf}, {"tolerance": 0.0}, {"tolerance": 1e9}, {"bound": "soft", "beta": 0.0}, {"bound": "both"},
+        {"mode": "guess"},
         {"mode": "predict", "radius": 0.1}, {"mode": "predict", "tolerance": 0.1}, {"mode": "predict", "bound": "soft"},
     ],
 )  # fmt: skip
