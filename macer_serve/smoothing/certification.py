@@ -166,6 +166,9 @@ class Certification:
         streams = {"selection": self._selection, "estimation": self._estimation}
         if draw.purpose not in streams or draw.beta != self.plan.soft_beta:
             raise ValueError(f"{draw} is not a draw that this plan asks for")
+        # Votes beyond a look would be evaluated at it: which ones, would depend on how draws were joined.
+        if draw.purpose == "estimation" and draw.stop > (look := min(self._look_after(draw.start), self._limit)):
+            raise ValueError(f"{draw} was not asked for: it crosses the look at {look}")
         streams[draw.purpose].add(draw, counts.astype(np.int64))
         self._evaluate()
 

@@ -182,6 +182,8 @@ def _highest(votes: Votes, others: list[int], alpha: float, horizon: int) -> flo
     """The highest mixture bound among classes, by falling share: one root, and one evaluation for most others."""
     highest = -math.inf
     for c in others[:1] if votes.ndim == 1 else others:  # hard votes: it rises with k
+        if highest == math.inf:  # one class bounded by nothing: no other can be higher
+            break
         counts, levels = levels_of(votes, c, up=True)
         mirrored = counts[::-1], 1.0 - levels[::-1]
         if mixture.log_evidence(*mirrored, -highest, horizon) < mixture.threshold(alpha):
@@ -231,10 +233,12 @@ def _attainable(plan: Plan, votes: Votes, top: int, sigma: float, limit: int) ->
     n = count(votes)
     if votes.ndim == 1:
         k = min(limit, math.ceil(most * limit))
-        hoped = np.array([k, min(math.floor(least * limit), limit - k), 0])
-        hoped[2] = limit - hoped.sum()
-        if plan.bound == "one-sided":
-            hoped = np.array([k, limit - k])
+        rest = limit - k
+        # The others share what is left, none of them above the runner-up; somebody must have it.
+        runner_up = rest
+        if plan.bound != "one-sided":
+            runner_up = min(rest, max(math.floor(least * limit), -(-rest // max(1, len(votes) - 1))))
+        hoped = np.array([k, *[runner_up] * (rest // max(1, runner_up)), rest % max(1, runner_up)])
         return prove(plan, hoped, 0, sigma=sigma, tau=0.0).radius
     # Soft votes as they are, but more of them: their bounds lie as far from the limits as from their means.
     more = np.rint(votes * (limit / n)).astype(np.int64)
