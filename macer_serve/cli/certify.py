@@ -90,6 +90,7 @@ def command(
         "n0": str(plan.n0),
         "n": str(plan.n),
         "alpha": str(plan.alpha),
+        "plan": plan.kind,
         **{name: str(value) for name, value in _beyond_cohen(plan).items()},
         "noise": classifier.noise.name,
         "seed": seed,

@@ -1,0 +1,124 @@
+"""Training cost beside certified radius: the rows of Zhai et al. 2020, Table 3, for our runs and the published ones."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from macer_serve.checkpoint import CheckpointConfig, load_config, resolve
+from macer_serve.errors import LogError, ParameterError
+from macer_serve.evaluation.logs import Log
+from macer_serve.evaluation.report import describe_images, summary
+
+METHOD_NAMES = {"gaussian": "Gaussian (Cohen)", "smoothadv": "SmoothAdv (Salman)", "macer": "MACER"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One row: `hours` is `seconds` an epoch times `epochs`; `acr` over `image_set`, None where none was certified."""
+
+    data: str
+    method: str
+    seconds: float
+    epochs: int
+    hours: float
+    acr: float | None
+    image_set: str
+    how: str
+
+
+# Table 3, sigma = 0.25, ResNet-110 and ResNet-50; its ACR are of images 500-999, the second easiest block of twenty.
+_P100, _FOUR = "1x P100, published", "4x P100, published"
+_BLOCK = "images 500-999"
+PUBLISHED = (
+    Cost("cifar10", METHOD_NAMES["gaussian"], 31.4, 150, 1.31, 0.416, _BLOCK, _P100),
+    Cost("cifar10", METHOD_NAMES["smoothadv"], 1990.1, 150, 82.92, 0.538, _BLOCK, _P100),
+    Cost("cifar10", METHOD_NAMES["macer"], 504.0, 440, 61.60, 0.556, _BLOCK, _P100),
+    Cost("imagenet", METHOD_NAMES["gaussian"], 2154.5, 90, 53.86, 0.470, "", _FOUR),
+    Cost("imagenet", METHOD_NAMES["smoothadv"], 7723.8, 90, 193.10, 0.528, "", _FOUR),
+    Cost("imagenet", METHOD_NAMES["macer"], 3537.1, 120, 117.90, 0.544, "", _FOUR),
+)
+
+
+def cost(checkpoint: str | Path, training_log: Path | None, logs: Sequence[Log]) -> Cost:
+    """The row of a checkpoint, its training log (default: the one that `macer train` left beside it) and its logs.
+
+    The first epoch compiles: the median of the others counts, where there are others. Raises `LogError` where the
+    training log is missing or damaged, `ParameterError` where none of the certification logs is of the checkpoint
+    but some were given.
+    """
+    config = load_config(checkpoint)
+    folder = resolve(checkpoint)
+    path = training_log or folder.with_name(folder.name + ".run") / "log.jsonl"
+    seconds = _seconds(path)
+    recipe = config.recipe
+    mine = [log for log in logs if dict(log.header).get("checkpoint") == config.digest]
+    images = max(mine, key=lambda log: len(log.rows), default=None)
+    acr = None if images is None else summary(images).acr
+    each = statistics.median(seconds[1:] or seconds)
+    epochs = int(recipe.get("epochs", len(seconds)))
+    return Cost(
+        data=config.dataset or "?",
+        method=METHOD_NAMES.get(str(recipe.get("method")), str(recipe.get("method"))),
+        seconds=each,
+        epochs=epochs,
+        hours=each * epochs / 3600,
+        acr=acr,
+        image_set="" if images is None else describe_images([row.idx for row in images.rows]),
+        how=_how(config),
+    )
+
+
+def _seconds(path: Path) -> list[float]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        seconds = [float(json.loads(line)["seconds"]) for line in lines]
+    except OSError as error:
+        raise LogError(f"{path}: {error.strerror or error}; name the training log: CHECKPOINT=LOG.jsonl") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise LogError(f"{path} is not a training log: {error}") from error
+    if not seconds:
+        raise LogError(f"{path} holds no epoch")
+    return seconds
+
+
+def _how(config: CheckpointConfig) -> str:
+    precision = config.recipe.get("precision") or {}
+    device = str(precision.get("device", "?"))
+    threads = f" {precision['threads']} threads" if "threads" in precision else ""
+    limit = config.recipe.get("limit")
+    return ", ".join(
+        [
+            config.architecture,
+            f"{device}{threads}",
+            "bf16" if precision.get("bf16") else "fp32",
+            *(["compiled"] if precision.get("compiled") else []),
+            *([f"{limit} images"] if limit else []),
+            *(["from another checkpoint"] if config.recipe.get("init") else []),
+        ]
+    )
+
+
+def as_table(rows: Sequence[Cost]) -> str:
+    """A text table, one row a run, by data set, the order given kept within."""
+    if not rows:
+        raise ParameterError("no run to tabulate")
+    cells = [["data", "method", "s/epoch", "epochs", "hours", "ACR", "image set", "how"]]
+    for row in sorted(rows, key=lambda row: row.data):
+        acr = "" if row.acr is None else f"{row.acr:.3f}"
+        numbers = [f"{row.seconds:.1f}", str(row.epochs), f"{row.hours:.2f}", acr]
+        cells.append([row.data, row.method, *numbers, row.image_set, row.how])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        padded = [
+            cell.rjust(width) if 2 <= column <= 5 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(
+        [*lines, "", "Published ACR on CIFAR-10 are of an easy block of images; compare ACR on one image set only."]
+    )

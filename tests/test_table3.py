@@ -1,0 +1,70 @@
+"""Table 3: what training cost, beside the radius it bought, ours and the published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from macer_serve.cli import main
+
+DOCS = Path(__file__).parents[1] / "docs" / "bundled"
+TRAINED, CERTIFIED = DOCS / "train.jsonl", DOCS / "certify-every20-n10000.tsv"
+
+
+def report(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["report", *map(str, arguments)])
+
+
+def test_the_published_rows_stand_beside_ours() -> None:
+    lines = report("--table3", f"bundled:cifar10={TRAINED}", CERTIFIED).stdout.splitlines()
+    published = {
+        ("cifar10", "Gaussian (Cohen)"): ["31.4", "150", "1.31", "0.416"],
+        ("cifar10", "SmoothAdv (Salman)"): ["1990.1", "150", "82.92", "0.538"],
+        ("cifar10", "MACER"): ["504.0", "440", "61.60", "0.556"],
+        ("imagenet", "Gaussian (Cohen)"): ["2154.5", "90", "53.86", "0.470"],
+        ("imagenet", "SmoothAdv (Salman)"): ["7723.8", "90", "193.10", "0.528"],
+        ("imagenet", "MACER"): ["3537.1", "120", "117.90", "0.544"],
+    }
+    for (data, method), figures in published.items():
+        (line,) = [line for line in lines if line.startswith(data) and method in line and "P100" in line]
+        assert line.split(method)[1].split()[:4] == figures
+    (ours,) = [line for line in lines if "resnet20-s2" in line]
+    assert ours.split("(Cohen)")[1].split()[1:4] == ["20", "0.37", "0.390"]
+    assert "every 20th of 0-9980" in ours
+
+
+def test_the_cost_is_the_training_logs() -> None:
+    (row,) = json.loads(report("--json", "--table3", f"bundled:cifar10={TRAINED}", CERTIFIED).stdout)
+    seconds = sorted(json.loads(line)["seconds"] for line in TRAINED.read_text().splitlines()[1:])
+    assert row["seconds"] == seconds[9], "the median of the epochs after the first"
+    assert row["hours"] == pytest.approx(20 * row["seconds"] / 3600)
+    assert row["acr"] == pytest.approx(0.38954, abs=1e-5)
+
+
+def test_a_log_of_another_checkpoint_lends_no_radius(tmp_path: Path) -> None:
+    other = tmp_path / "other.tsv"
+    other.write_text(CERTIFIED.read_text().replace("sha256:7a", "sha256:7b"))
+    (row,) = json.loads(report("--json", "--table3", f"bundled:cifar10={TRAINED}", other).stdout)
+    assert (row["acr"], row["image_set"]) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [(None, 5, "name the training log"), ("nonsense", 5, "is not a training log"), ("", 5, "holds no epoch")],
+)
+def test_a_training_log_that_cannot_be_read_is_named(
+    tmp_path: Path, content: str | None, code: int, message: str
+) -> None:
+    path = tmp_path / "log.jsonl"
+    if content is not None:
+        path.write_text(content)
+    result = report("--table3", f"bundled:cifar10={path}")
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
+def test_a_report_on_nothing_is_refused() -> None:
+    assert report().exit_code == 2
