@@ -1,14 +1,11 @@
-"""Certificates say what was proved, bind it with a mac and repeat; checkpoints are data, whole and unaltered."""
+"""Certificates say what was proved, bind it with a mac, and repeat under the secret."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import pickle
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from macer_serve.architectures import base_classifier
-from macer_serve.checkpoint import CheckpointConfig, load_config, load_model, resolve, save_checkpoint
-from macer_serve.errors import CheckpointError, EngineError, ParameterError
-from macer_serve.images import UploadLimits
+from macer_serve.checkpoint import CheckpointConfig
+from macer_serve.errors import ParameterError
 from macer_serve.smoothed import SmoothedClassifier, drive
 from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius, round_down
 from macer_serve.smoothing.certificate import Certificate, reason, statement
@@ -346,212 +341,3 @@ def test_soft_votes_have_one_form(record: Any) -> None:
         from_record(record, soft=True)
     with pytest.raises(ParameterError, match="not votes"):
         from_record([2**62, 2**62, 2**62, 2**62], soft=False)
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def lenet() -> tuple[nn.Sequential, CheckpointConfig]:
-    torch.manual_seed(1)
-    shape = (1, 28, 28)
-    classes = tuple("0123456789")
-    settings = config(
-        name="digits", architecture="lenet", classes=classes, input_shape=shape, mean=(0.1307,), std=(0.3081,),
-        resize=28, dataset="mnist", seed=7, recipe={"method": "gaussian", "lr": 0.01}, metrics={"loss": 0.25},
-        versions={"torch": torch.__version__},
-    )  # fmt: skip
-    return base_classifier("lenet", classes=10, input_shape=shape, mean=(0.1307,), std=(0.3081,)).eval(), settings
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, nn.Sequential, CheckpointConfig]:
-    model, settings = lenet()
-    folder = tmp_path / "digits"
-    return folder, model, save_checkpoint(model, settings, folder)
-
-
-def test_a_checkpoint_comes_back_whole(saved: tuple[Path, nn.Sequential, CheckpointConfig]) -> None:
-    folder, model, written = saved
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
-    read, again = load_model(folder)
-    assert read == written == load_config(folder)
-    assert read.digest == written.digest
-    x = torch.rand(3, 1, 28, 28)
-    with torch.inference_mode():
-        assert torch.equal(model(x), again(x))
-    assert not again.training
-
-
-def test_one_flipped_bit_in_the_weights_is_refused(saved: tuple[Path, nn.Sequential, CheckpointConfig]) -> None:
-    path = saved[0] / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="not the file this checkpoint was saved with"):
-        load_model(saved[0])
-
-
-def test_missing_weights_and_folders_are_named(
-    saved: tuple[Path, nn.Sequential, CheckpointConfig], tmp_path: Path
-) -> None:
-    (saved[0] / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        load_model(saved[0])
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        resolve(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="is not a checkpoint"):
-        resolve("bundled:nothing")
-
-
-class Bomb:
-    """Unpickling it writes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.target, "executed")
-
-
-@pytest.mark.parametrize("writer", [pickle.dumps, "torch"])
-def test_nothing_in_a_checkpoint_is_executed(
-    saved: tuple[Path, nn.Sequential, CheckpointConfig], tmp_path: Path, writer: Any
-) -> None:
-    """A pickle in place of the weights, its digest properly named, is refused without being opened as one."""
-    folder, target = saved[0], tmp_path / "executed"
-    if writer == "torch":
-        torch.save({"bomb": Bomb(target)}, folder / "model.safetensors")
-    else:
-        (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(target)))
-    digest = "sha256:" + hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    edit(folder, weights_digest=digest)
-    with pytest.raises(CheckpointError, match="does not fit"):
-        load_model(folder)
-    assert not target.exists()
-    pickle.loads(pickle.dumps(Bomb(target)))  # the bomb is live
-    assert target.exists()
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    """Change fields of config.json; `...` removes one."""
-    path = folder / "config.json"
-    data = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({k: v for k, v in data.items() if v is not ...}))
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"schema_version": 2}, "schema_version 2 is not understood"),
-        ({"schema_version": ...}, "schema_version None"),
-        ({"sigma": ...}, "sigma"),
-        ({"mean": ...}, "mean"),
-        ({"weights_digest": ...}, "weights_digest"),
-        ({"surprise": 1}, "unknown fields surprise"),
-        ({"sigma": 0.0}, "sigma must lie in"),
-        ({"sigma": math.nan}, "sigma must lie in"),
-        ({"sigma": "0.25"}, "config.json"),
-        ({"std": [0.0]}, "std must be positive"),
-        ({"std": [math.nan]}, "finite"),
-        ({"mean": [math.inf]}, "finite"),
-        ({"std": []}, "one value a channel"),
-        ({"mean": 0.5}, "mean must be a list"),
-        ({"classes": "0123456789"}, "classes must be a list"),
-        ({"classes": ["one"]}, "two classes"),
-        ({"input_shape": [28, 28]}, "config.json"),
-        ({"input_shape": [2, 28, 28]}, "input_shape"),
-        ({"resize": 20}, "resize"),
-        ({"weights_digest": "sha256:abc"}, "weights_digest"),
-    ],
-)
-def test_a_configuration_out_of_order_is_refused(
-    saved: tuple[Path, nn.Sequential, CheckpointConfig], changes: dict[str, Any], named: str
-) -> None:
-    edit(saved[0], **changes)
-    with pytest.raises(CheckpointError, match=named):
-        load_config(saved[0])
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 1', "\ufeff{}"])
-def test_damaged_json_is_refused(saved: tuple[Path, nn.Sequential, CheckpointConfig], text: str) -> None:
-    (saved[0] / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError):
-        load_config(saved[0])
-
-
-def test_every_field_is_part_of_the_identity() -> None:
-    digests = {
-        config(**change).digest
-        for change in [
-            {}, {"sigma": 0.5}, {"mean": (0.1, 0.0, 0.0)}, {"classes": ("dark", "bright", "grey")},
-            {"weights_digest": "sha256:" + 64 * "1"}, {"resize": 5}, {"recipe": {"lr": 1}}, {"seed": 0},
-        ]
-    }  # fmt: skip
-    assert len(digests) == 8
-
-
-def test_a_checkpoint_is_replaced_whole(
-    saved: tuple[Path, nn.Sequential, CheckpointConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, model, first = saved
-    second = save_checkpoint(model, dataclasses.replace(first, name="second"), folder)
-    assert load_model(folder)[0] == second != first
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # nothing is left behind
-
-    rename, calls = Path.rename, []
-
-    def failing(self: Path, target: Path) -> Path:
-        calls.append(target)
-        if len(calls) == 2:
-            raise OSError("disk full")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(model, dataclasses.replace(first, name="third"), folder)
-    monkeypatch.undo()
-    assert load_model(folder)[0] == second  # the one before is still there
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
-
-
-def test_a_failed_write_leaves_the_old_checkpoint(
-    saved: tuple[Path, nn.Sequential, CheckpointConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, model, first = saved
-
-    def failing(self: Path, *args: Any, **kwargs: Any) -> int:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", failing)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(model, dataclasses.replace(first, name="second"), folder)
-    monkeypatch.undo()
-    assert load_model(folder)[0] == first
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
-
-
-def test_a_folder_of_something_else_is_never_overwritten(tmp_path: Path) -> None:
-    model, settings = lenet()
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(CheckpointError, match="holds other files"):
-        save_checkpoint(model, settings, tmp_path)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
-
-
-def test_a_loaded_checkpoint_certifies_and_repeats(saved: tuple[Path, nn.Sequential, CheckpointConfig]) -> None:
-    folder = saved[0]
-    options = {"device": "cpu", "batch": 64, "workers": 1, "precision": "fp32", "compile": False}
-    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
-    plan = Plan(n0=20, n=100, alpha=0.05)
-    certificates = []
-    for _ in range(2):
-        g = SmoothedClassifier.load(folder, secret=SECRET, **options)
-        certificates.append(g.certify(pixels, plan))
-        assert isinstance(g.voter, TorchVoter)
-        g.voter.close()
-    assert certificates[0] == certificates[1]
-    assert certificates[0].model["digest"] == load_config(folder).digest
-    ingress = SmoothedClassifier.without_voter(folder, noise="exact", secret=SECRET, limits=UploadLimits())
-    assert ingress.question(pixels).seed == g.question(pixels).seed
-    with pytest.raises(EngineError, match="no voter"):
-        ingress.certify(pixels, plan)

@@ -8,11 +8,7 @@ same checks.
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import random
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -21,11 +17,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 from scipy.stats import binom
 from test_bounds import false_probability
 
-from macer_serve.errors import ParameterError
 from macer_serve.smoothing import mixture
 from macer_serve.smoothing.bounds import (
     clopper_pearson_lower,
@@ -34,9 +29,9 @@ from macer_serve.smoothing.bounds import (
     top_two_p_value,
     two_sided_radius,
 )
-from macer_serve.smoothing.certification import Certification, Claim, Done, Draw, Waiting
+from macer_serve.smoothing.certification import Certification, Claim, Done, Draw
 from macer_serve.smoothing.plan import MIXTURE_SHARE, Plan
-from macer_serve.smoothing.proof import SOFT_LEVELS, Proof, count, decided, from_record, prove, recorded, shares
+from macer_serve.smoothing.proof import SOFT_LEVELS, Proof, decided, prove, shares
 
 SIGMA = 0.25
 Votes = npt.NDArray[np.int64]
@@ -433,230 +428,3 @@ def test_tau_counts_once_an_image_in_predict() -> None:
     slack = (plan.alpha - 2 * 0.5**11) / 11
     for tau, class_id in ((0.99 * slack, 0), (1.01 * slack, None)):
         assert prove(plan, np.array([11, 0]), 0, sigma=SIGMA, tau=tau).class_id == class_id
-
-
-# --- the state machine, under every plan ------------------------------------------------------------------------------
-
-
-def any_plan() -> st.SearchStrategy[Plan]:
-    kinds = st.sampled_from([{}, {"radius": 0.05}, {"radius": 0.3}, {"tolerance": 0.3}, {"tolerance": 0.02}])
-    certify = st.builds(
-        lambda kind, **rest: Plan(**kind, **rest),
-        kinds, n0=st.integers(1, 60), n=st.integers(1, 400), alpha=st.sampled_from([0.001, 0.05]),
-        bound=st.sampled_from(["one-sided", "two-sided", "soft"]),
-    )  # fmt: skip
-    predict = st.builds(Plan, n=st.integers(1, 400), alpha=st.sampled_from([0.001, 0.05]), mode=st.just("predict"))
-    return st.one_of(certify, certify, certify, predict)
-
-
-class Copies:
-    """The votes of every copy of both streams: class 1 wins `share` of them, softly by the level 900 of 1,024."""
-
-    def __init__(self, plan: Plan, classes: int, seed: int, share: float) -> None:
-        generator = np.random.default_rng(seed)
-        law = np.full(classes, (1 - share) / (classes - 1))
-        law[1] = share
-        self.of = {p: generator.choice(classes, 400, p=law) for p in ("selection", "estimation")}
-        self.classes = classes
-
-    def votes(self, draw: Draw) -> Votes:
-        winners = np.bincount(self.of[draw.purpose][draw.start : draw.stop], minlength=self.classes)
-        if draw.beta is None:
-            return winners
-        votes = np.zeros((self.classes, SOFT_LEVELS), np.int64)
-        votes[:, 900], votes[:, 10] = winners, len(draw) - winners
-        return votes
-
-    def in_order(self, run: Certification, size: int | None = None) -> Claim:
-        while not isinstance(want := run.wants(size), Done):
-            assert isinstance(want, Draw)
-            run.add(want, self.votes(want))
-        return run.claim()
-
-
-@settings(max_examples=120, deadline=None)
-@given(
-    any_plan(), st.integers(2, 5), st.integers(0, 2**32), st.sampled_from([0.5, 0.7, 0.9, 0.99, 1.0]),
-    st.integers(1, 20), st.one_of(st.none(), st.integers(1, 400)),
-)  # fmt: skip
-def test_the_claim_does_not_depend_on_the_driver(
-    plan: Plan, classes: int, seed: int, share: float, window: int, cap: int | None
-) -> None:
-    """Whatever the sizes of draws, how many are in flight, how they are cut, in which order they come, or how late."""
-    copies = Copies(plan, classes, seed, share)
-    reference = copies.in_order(Certification(plan, classes=classes, sigma=SIGMA, cap=cap))
-    run, dice, flying = Certification(plan, classes=classes, sigma=SIGMA, cap=cap), random.Random(seed), []
-    looks = [0, *plan.looks]
-    while True:
-        want: Draw | Waiting | Done = Waiting()
-        if len(flying) < window:
-            want = run.wants(dice.choice([None, 1, 3, 17, 100]))
-        if isinstance(want, Done):
-            break
-        if isinstance(want, Draw):
-            if want.purpose == "estimation":  # never across a look
-                assert not any(want.start < look < want.stop for look in looks)
-                assert want.stop <= min(cap or plan.n, plan.n)
-            flying += want.cut(dice.randint(1, len(want)))
-        if flying and (isinstance(want, Waiting) or dice.random() < 0.5):
-            draw = flying.pop(dice.randrange(len(flying)))
-            run.add(draw, copies.votes(draw))
-    claim = run.claim()
-    assert claim == reference
-    dice.shuffle(flying)
-    for draw in flying:  # what comes in after the end changes nothing
-        run.add(draw, copies.votes(draw))
-    assert run.claim() == reference
-    assert claim.stopped is not None
-    assert claim.n in looks or (claim.stopped == "cap" and claim.n == cap)
-    if claim.stopped == "radius":
-        assert plan.radius is not None
-        assert claim.radius >= plan.radius
-
-
-@settings(max_examples=80, deadline=None)
-@given(any_plan(), st.integers(0, 2**32), st.sampled_from([0.7, 0.99]), st.integers(1, 400))
-def test_a_deadline_claims_what_the_last_look_proved(plan: Plan, seed: int, share: float, until: int) -> None:
-    """Of a sequential plan a valid claim, of a fixed one nothing, and never of votes beyond a look."""
-    copies, run = Copies(plan, 3, seed, share), Certification(plan, classes=3, sigma=SIGMA)
-    while isinstance(want := run.wants(7), Draw) and (want.purpose == "selection" or want.stop <= until):
-        run.add(want, copies.votes(want))
-    run.stop("deadline")
-    claim = run.claim()
-    assert claim.stopped is not None
-    if claim.stopped != "deadline":
-        return
-    votes = from_record(claim.votes, soft=plan.bound == "soft")
-    assert count(votes) == claim.n < plan.n
-    if plan.kind == "fixed" or claim.n == 0:
-        assert (claim.class_id, claim.radius, claim.p_lower) == (None, 0.0, 0.0)
-    else:
-        assert claim.n in plan.looks
-        assert claim.top_class is not None
-        expected = prove(plan, votes, claim.top_class, sigma=SIGMA, tau=0.0)
-        assert (claim.class_id, claim.radius, claim.p_lower) == (expected.class_id, expected.radius, expected.p_lower)
-
-
-@pytest.mark.parametrize("bound", ["one-sided", "two-sided"])
-@pytest.mark.parametrize("radius", [1e-7, 0.1, 0.25, 0.5, 0.8])
-@pytest.mark.parametrize("share", [0.7, 0.9, 0.99, 1.0])
-def test_a_radius_that_is_decided_is_proved(bound: Any, radius: float, share: float) -> None:
-    plan = Plan(n=20_000, alpha=0.001, radius=radius, bound=bound)
-    winners = (np.random.default_rng(1).random(plan.n) < share).astype(np.int64)
-    claim = finish(Certification(plan, classes=2, sigma=SIGMA, tau=1e-9), winners)
-    assert (claim.stopped == "radius") == (claim.radius >= radius)
-    assert (claim.stopped == "radius") == (share > ndtr(radius / SIGMA))  # none of these is a close call
-    assert claim.n < plan.n
-
-
-@pytest.mark.parametrize("bound", ["one-sided", "two-sided"])
-@pytest.mark.parametrize("law", [(0.45, 0.2, *[0.05] * 7), (0.9, 0.1), (0.99, 0.005, 0.005), (0.3, 0.7)])
-def test_a_tolerance_is_kept(bound: Any, law: tuple[float, ...]) -> None:
-    """What all n votes would have proved is above the claim by no more than t."""
-    plan = Plan(n=50_000, alpha=0.001, tolerance=0.05, bound=bound)
-    winners = np.random.default_rng(2).choice(len(law), plan.n, p=law)
-    swapped = np.where(winners == 0, 1, np.where(winners == 1, 0, winners))  # class 1 is the selected one
-    claim = finish(Certification(plan, classes=len(law), sigma=SIGMA), swapped)
-    assert claim.stopped == "tolerance"
-    assert claim.n < plan.n / 2
-    everything = prove(plan, np.bincount(swapped, minlength=len(law)), 1, sigma=SIGMA, tau=0.0).radius
-    assert everything - claim.radius <= 0.05
-
-
-def test_a_draw_that_crosses_a_look_is_refused() -> None:
-    """It would be counted whole, at a look that states fewer votes."""
-    run = Certification(Plan(n0=1, n=1000, radius=0.1), classes=2, sigma=SIGMA)
-    draws = [run.wants() for _ in range(4)]
-    assert [(d.start, d.stop) for d in draws if isinstance(d, Draw)] == [(0, 1), (0, 16), (16, 17), (17, 18)]
-    with pytest.raises(ValueError, match="crosses the look at 16"):
-        run.add(Draw("estimation", 0, 17), [0, 17])
-    run.add(Draw("estimation", 0, 16), [0, 16])
-
-
-# --- plans on paper ---------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(any_plan())
-def test_a_plan_is_read_back_as_it_was_written(plan: Plan) -> None:
-    record = json.loads(json.dumps(plan.to_json()))
-    again = Plan.from_json(record)
-    assert again.to_json() == record
-    assert (again.looks, again.alpha_split) == (plan.looks, plan.alpha_split)
-    assert sum(record["alpha_split"].values()) == pytest.approx(plan.alpha, rel=1e-15)
-    assert plan.looks[-1] == plan.n
-    assert all(a < b for a, b in itertools.pairwise(plan.looks))
-
-
-def alterations() -> list[Callable[[dict[str, Any]], object]]:
-    return [
-        lambda r: r["alpha_split"].update(mixture=r["alpha"]),
-        lambda r: r["alpha_split"].update({"clopper-pearson": r["alpha"]}),
-        lambda r: r["alpha_split"].pop("clopper-pearson"),
-        lambda r: r["looks"].update(first=1),
-        lambda r: r["looks"].update(growth=1.5),
-        lambda r: r.update(kind="fixed"),
-        lambda r: r.update(alpha=0.01),
-        lambda r: r.update(n=2000.0),
-        lambda r: r.update(n0=0),
-        lambda r: r.update(bound="three-sided"),
-        lambda r: r.update(beta=16.0),
-        lambda r: r.update(radius=None),
-        lambda r: r.update(tolerance=0.1),
-        lambda r: r.update(mode="predict"),
-        lambda r: r.update(more=1),
-        lambda r: r.pop("looks"),
-        lambda r: r.pop("n"),
-    ]
-
-
-@pytest.mark.parametrize("number", range(len(alterations())))
-def test_an_altered_plan_is_refused(number: int) -> None:
-    record = json.loads(json.dumps(Plan(n=2000, radius=0.25).to_json()))
-    Plan.from_json(record)
-    alterations()[number](record)
-    with pytest.raises(ParameterError):
-        Plan.from_json(record)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"radius": 0.1, "tolerance": 0.1}, {"radius": 0.0}, {"radius": -1.0}, {"radius": math.nan},
-        {"radius": math.inf}, {"tolerance": 0.0}, {"tolerance": 1e9}, {"bound": "soft", "beta": 0.0}, {"bound": "both"},
-        {"mode": "guess"},
-        {"mode": "predict", "radius": 0.1}, {"mode": "predict", "tolerance": 0.1}, {"mode": "predict", "bound": "soft"},
-    ],
-)  # fmt: skip
-def test_senseless_plans_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError):
-        Plan(**values)
-
-
-@pytest.mark.parametrize("record", [None, 5, [], "plan", {}, {"n": 5}])
-def test_what_is_no_plan_is_refused(record: Any) -> None:
-    with pytest.raises(ParameterError):
-        Plan.from_json(record)
-
-
-def test_votes_are_read_back_as_they_were_recorded() -> None:
-    generator = np.random.default_rng(0)
-    soft = np.zeros((3, SOFT_LEVELS), np.int64)
-    for row in soft:
-        np.add.at(row, generator.integers(0, SOFT_LEVELS, 50), 1)
-    for votes in (np.array([3, 0, 7]), soft):
-        record = json.loads(json.dumps(recorded(votes)))
-        np.testing.assert_array_equal(from_record(record, soft=votes.ndim == 2), votes)
-
-
-@pytest.mark.parametrize(
-    ("record", "soft"),
-    [
-        ([], False), ([1.0, 2], False), ([True, 2], False), ([-1, 2], False), (["1", 2], False), (None, False),
-        ([[1, 2]], False), ([10**30], False), ([[[0, 5]], [[0, 4]]], True), ([[[1024, 5]]], True), ([[[-1, -5]]], True),
-        ([[[0, 5.0]]], True), ([[[0]]], True), ([5], True), ([], True),
-    ],
-)  # fmt: skip
-def test_what_are_no_votes_is_refused(record: Any, soft: bool) -> None:
-    with pytest.raises(ParameterError, match="not votes"):
-        from_record(record, soft=soft)
