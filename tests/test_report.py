@@ -128,9 +128,15 @@ def test_summary_of_a_small_log() -> None:
     ]
     assert found.abstained == 0.25
     assert (found.seconds_mean, found.seconds_median) == (4.0, 2.5)
+    assert found.votes_mean is None, "it does not say"
     assert found.image_set == "every 20th of 0-60"
     assert found.settings == {"sigma": "0.25"}
     assert not found.rounded_radii
+
+
+def test_votes_an_image_where_the_log_says() -> None:
+    folder = Path(__file__).parents[1] / "docs" / "bundled"
+    assert summary(read_log(folder / "certify-every20-n10000.tsv")).votes_mean == 10_000
 
 
 def test_intervals_are_clopper_pearson() -> None:
@@ -228,6 +234,7 @@ def test_command_prints_the_table_without_the_footnote(small_file: Path) -> None
             "25.0",
             "55.6",
             "25.0",
+            "-",
             "4.00",
             "2.50",
         ]

@@ -40,7 +40,8 @@ class CertifiedAccuracy:
 class Summary:
     """What a log says about a smoothed classifier. Shares lie in [0, 1], radii are L2 of pixel values in [0, 1].
 
-    `acr_error` is the standard error of the ACR, None for a single image; `rounded_radii` tells that radii
+    `acr_error` is the standard error of the ACR, None for a single image; `votes_mean` the estimation votes an image,
+    None for logs that do not say; `rounded_radii` tells that radii
     were printed with fewer than 6 decimals.
     """
 
@@ -53,6 +54,7 @@ class Summary:
     abstained: float
     seconds_mean: float
     seconds_median: float
+    votes_mean: float | None
     rounded_radii: bool
     settings: dict[str, str]
 
@@ -102,9 +104,16 @@ def summary(log: Log, radii: Sequence[float] | None = None) -> Summary:
         abstained=sum(row.predict == ABSTAINED for row in log.rows) / images,
         seconds_mean=float(seconds.mean()),
         seconds_median=float(np.median(seconds)),
+        votes_mean=_mean_votes(log),
         rounded_radii=log.radius_decimals is not None and log.radius_decimals < OUR_RADIUS_DECIMALS,
         settings=dict(log.header),
     )
+
+
+def _mean_votes(log: Log) -> float | None:
+    """Estimation votes an image; None for logs that do not say."""
+    votes = [row.n for row in log.rows if row.n is not None]
+    return sum(votes) / len(votes) if len(votes) == len(log.rows) else None
 
 
 def describe_images(indices: Sequence[int]) -> str:
@@ -146,6 +155,7 @@ def as_table(summaries: Sequence[Summary]) -> str:
         *(f"r={r:g}" for r in radii),
         "+/-",
         "abstained",
+        "votes",
         "s/image",
         "median",
     ]
@@ -161,6 +171,7 @@ def as_table(summaries: Sequence[Summary]) -> str:
                 *(f"{100 * at.accuracy:.1f}" for at in one.certified),
                 f"{100 * widest:.1f}",
                 f"{100 * one.abstained:.1f}",
+                "-" if one.votes_mean is None else f"{one.votes_mean:.0f}",
                 _seconds(one.seconds_mean),
                 _seconds(one.seconds_median),
             ]
@@ -175,6 +186,7 @@ def as_table(summaries: Sequence[Summary]) -> str:
         "ACR: average certified radius +/- its standard error; a wrong or abstained image counts radius 0.",
         "r=...: certified accuracy, % of images correct with radius >= r (r=0: correct and not abstained);",
         "+/-: the farthest that an exact 95 % interval of these reaches from its figure, in points.",
+        "votes: estimation votes an image, the mean; s/image: seconds, their mean and median.",
     ]
     if any(one.rounded_radii for one in summaries):
         notes.append(
