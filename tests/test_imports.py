@@ -57,7 +57,7 @@ ALLOWED = {
     "voters": {"errors", "smoothing", "hardware"},
     "checkpoint": {"errors", "architectures"},
     "verification": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images", "fit"},
-    "evaluation": {"errors", "smoothed", "smoothing", "datasets"},
+    "evaluation": {"errors", "smoothed", "smoothing", "checkpoint", "datasets"},
     "serving": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images"},
 }
 
