@@ -218,8 +218,10 @@ class Ingress:
                 growing = None if report is None else lambda certificate: report(progress(certificate))
                 work = _certify(served, question, plan, cap, budget, growing)
                 certificate = await _unless_left(request, work)
-                times = (began - uploaded, decoded - began, time.perf_counter() - decoded)
-                timing = Timing(**dict(zip(("queue", "decode", "certify"), map(_ms, times), strict=True)))
+                finished = time.perf_counter()
+                timing = Timing(
+                    queue=_ms(began - uploaded), decode=_ms(decoded - began), certify=_ms(finished - decoded)
+                )
                 return answer(certificate, served.classifier.config.classes, timing)
 
             if stream:  # the place goes with it

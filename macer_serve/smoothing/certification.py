@@ -140,7 +140,7 @@ class Certification:
             return Done()
         streams: tuple[tuple[Purpose, _Stream, int], ...] = (
             ("selection", self._selection, self.plan.selection),
-            ("estimation", self._estimation, min(self._look_after(self._estimation.handed_out), self._limit)),
+            ("estimation", self._estimation, self._look_after(self._estimation.handed_out)),
         )
         for purpose, stream, limit in streams:
             if stream.handed_out < limit:
@@ -167,7 +167,7 @@ class Certification:
         if draw.purpose not in streams or draw.beta != self.plan.soft_beta:
             raise ValueError(f"{draw} is not a draw that this plan asks for")
         # Votes beyond a look would be evaluated at it: which ones, would depend on how draws were joined.
-        if draw.purpose == "estimation" and draw.stop > (look := min(self._look_after(draw.start), self._limit)):
+        if draw.purpose == "estimation" and draw.stop > (look := self._look_after(draw.start)):
             raise ValueError(f"{draw} was not asked for: it crosses the look at {look}")
         streams[draw.purpose].add(draw, counts.astype(np.int64))
         self._evaluate()
@@ -189,11 +189,6 @@ class Certification:
     def done(self) -> bool:
         """Whether the claim is final."""
         return self._stopped is not None
-
-    @property
-    def evaluated(self) -> int:
-        """The estimation votes up to the last look that was evaluated."""
-        return self._at
 
     def claim(self) -> Claim:
         """What is proved so far: with probability at least 1 - alpha, the class and radius are right.
@@ -218,8 +213,9 @@ class Certification:
         )
 
     def _look_after(self, votes: int) -> int:
+        """The next number of votes to evaluate: a look of the plan, or the cap."""
         looks = self.plan.looks
-        return looks[min(bisect_right(looks, votes), len(looks) - 1)]
+        return min(looks[min(bisect_right(looks, votes), len(looks) - 1)], self._limit)
 
     def _evaluate(self) -> None:
         """Count what continues the prefixes, up to the first look that ends the run or waits for the selection."""
@@ -229,7 +225,7 @@ class Certification:
         if selected and self.plan.selection:
             self._top = int(shares(self._selection.votes).argmax())
         while self._stopped is None:
-            look = min(self._look_after(self._at), self._limit)
+            look = self._look_after(self._at)
             if self._estimation.prefix < look:
                 if not self._estimation.advance():
                     return

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from scipy.stats import binom
 
-from macer_serve.smoothing.mixture import log_evidence
+from macer_serve.smoothing import mixture
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import Proof, Votes, count, levels_of
 
@@ -95,9 +95,9 @@ def _soft(votes: Votes, c: int, m: float, *, up: bool, mirrored: bool) -> float:
     """1 / M, by Markov a p-value, of the levels (1 - levels if mirrored) against a mean of at most m."""
     counts, levels = levels_of(votes, c, up=up)
     if mirrored:
-        counts, levels = counts[::-1], 1.0 - levels[::-1]
+        counts, levels = mixture.mirrored(counts, levels)
     if m >= 1.0:
         return 1.0
     if m <= 0.0:
         return 0.0 if float(counts @ levels) > 0.0 else 1.0
-    return math.exp(-max(0.0, log_evidence(counts, levels, math.log(m) - math.log1p(-m), count(votes)) - 1e-6))
+    return math.exp(-max(0.0, mixture.log_evidence(counts, levels, math.log(m) - math.log1p(-m), count(votes)) - 1e-6))

@@ -101,9 +101,14 @@ def lower(counts: Counts, levels: Levels, alpha: float, horizon: int) -> float:
     return s
 
 
+def mirrored(counts: Counts, levels: Levels) -> tuple[Counts, Levels]:
+    """The same observations as 1 - z: evidence that the mean is low is evidence that theirs is high."""
+    return counts[::-1], 1.0 - levels[::-1]
+
+
 def upper(counts: Counts, levels: Levels, alpha: float, horizon: int) -> float:
     """The upper bound of the mean, as log-odds; `inf` where nothing is proved."""
-    return -lower(counts[::-1], 1.0 - levels[::-1], alpha, horizon)
+    return -lower(*mirrored(counts, levels), alpha, horizon)
 
 
 def probability_below(log_odds: float) -> float:

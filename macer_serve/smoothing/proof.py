@@ -185,8 +185,7 @@ def _highest(votes: Votes, others: list[int], alpha: float, horizon: int) -> flo
         if highest == math.inf:  # one class bounded by nothing: no other can be higher
             break
         counts, levels = levels_of(votes, c, up=True)
-        mirrored = counts[::-1], 1.0 - levels[::-1]
-        if mixture.log_evidence(*mirrored, -highest, horizon) < mixture.threshold(alpha):
+        if mixture.log_evidence(*mixture.mirrored(counts, levels), -highest, horizon) < mixture.threshold(alpha):
             highest = mixture.upper(counts, levels, alpha, horizon)
     return highest
 
@@ -200,8 +199,7 @@ def _radius_decided(plan: Plan, radius: float, votes: Votes, top: int, sigma: fl
             spend = plan.alpha_split["mixture"]
             if mixture.log_evidence(counts, levels, log_odds, plan.n) >= mixture.threshold(spend):
                 return "radius"
-            mirrored = counts[::-1], 1.0 - levels[::-1]
-            if mixture.log_evidence(*mirrored, -log_odds, plan.n) < mixture.threshold(FUTILITY):
+            if mixture.log_evidence(*mixture.mirrored(counts, levels), -log_odds, plan.n) < mixture.threshold(FUTILITY):
                 return None
         return "futility"
     if prove(plan, votes, top, sigma=sigma, tau=tau).radius >= radius:
