@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from macer_serve.class_names import class_names
 from macer_serve.errors import DataError, ParameterError
 
 Split = Literal["train", "test"]
@@ -88,11 +89,17 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 class ImageSet(Sequence[tuple[npt.NDArray[np.uint8], int]]):
-    """Decoded images `uint8 [height, width, channels]` with their labels, in the data set's own order."""
+    """Decoded images `uint8 [height, width, channels]` with their labels, in the data set's own order.
 
-    def __init__(self, info: DatasetInfo, source: Any, classes: tuple[str, ...]) -> None:
+    `folders` is what the classes are called on disk; the same as `classes` where they have no other names.
+    """
+
+    def __init__(
+        self, info: DatasetInfo, source: Any, classes: tuple[str, ...], folders: tuple[str, ...] | None = None
+    ) -> None:
         self.info = info
         self.classes = classes
+        self.folders = classes if folders is None else folders
         self.source = source
 
     def __len__(self) -> int:
@@ -159,7 +166,8 @@ def load_dataset(name: str, root: str | Path, split: Split, *, download: bool = 
             folder = datasets.ImageFolder(str(tree), loader=_open_rgb)
         except FileNotFoundError as error:
             raise DataError(f"{tree}: {error}") from error
-        return ImageSet(info, folder, tuple(folder.classes))
+        names = class_names(folder.classes, (tree.parent, root, root / name))
+        return ImageSet(info, folder, names, tuple(folder.classes))
     try:
         if name == "svhn":
             digits = datasets.SVHN(str(root), split, download=download)

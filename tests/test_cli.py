@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from macer_serve.checkpoint import BUNDLED
+from macer_serve.checkpoint import BUNDLED, load_config
 from macer_serve.cli import main
 from macer_serve.evaluation.logs import read_log
 
@@ -82,17 +82,12 @@ def test_mistakes_are_told_in_a_sentence(arguments: list[object], exit_code: int
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Six photographs of ten classes, laid out as ImageFolder."""
+    """A photograph of each of the bundled checkpoint's classes, laid out as ImageFolder."""
     rng = np.random.default_rng(0)
-    for name in "abcdefghij":
+    for name in load_config("bundled:cifar10").classes:
         folder = tmp_path / "tree" / "val" / name
         folder.mkdir(parents=True)
-        if name < "g":
-            Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / "0.JPEG")
-    for name in "ghij":  # torchvision refuses empty classes
-        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(
-            tmp_path / "tree" / "val" / name / "0.JPEG"
-        )
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / "0.JPEG")
     return tmp_path / "tree"
 
 
@@ -118,6 +113,15 @@ def test_certify_continues_an_interrupted_log_to_the_same_rows(tree: Path, tmp_p
         refused = certify(pieces, option, value)
         assert refused.exit_code == 5
         assert option.removeprefix("--") in refused.stderr
+
+
+def test_a_tree_of_other_classes_is_not_certified(tree: Path, tmp_path: Path) -> None:
+    (tree / "val" / "frog").rename(tree / "val" / "gnu")
+    out = tmp_path / "log.tsv"
+    result = macer("certify", "bundled:cifar10", "--dataset", "imagenet", "--data-dir", tree, "--out", out)
+    assert result.exit_code == 2, result.output
+    assert "class 6 of cifar10 is 'frog', of imagenet 'gnu': it was trained on other classes" in result.stderr
+    assert not out.exists()
 
 
 def test_the_bundled_checkpoint_is_small_and_complete() -> None:

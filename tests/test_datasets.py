@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -14,6 +15,7 @@ import scipy.io
 import torchvision
 from PIL import Image
 
+from macer_serve.class_names import class_names
 from macer_serve.datasets import DATASETS, Split, dataset_info, load_dataset
 from macer_serve.errors import DataError, ParameterError
 
@@ -143,6 +145,82 @@ def test_grey_and_palette_images_become_three_channels(tree: Path) -> None:
         Image.new(mode, (5, 4)).save(tree / "val" / "n01" / f"{number}.png")
     images = load_dataset("imagenet", tree, "test")
     assert [images[i][0].shape for i in range(2)] == [(4, 5, 3)] * 2
+
+
+NAMES = {
+    "LOC_synset_mapping.txt": "n01 tench, Tinca tinca\nn02 great white shark, white shark\n",
+    "words.txt": "n00\tentity\nn02\tgreat white shark, white shark\r\nn01\ttench, Tinca tinca",
+    "imagenet_classes.txt": "\ufeff0\tn01\ttench\n1\tn02\tgreat_white_shark\n\n",
+}
+
+
+@pytest.mark.parametrize("file", NAMES)
+@pytest.mark.parametrize("where", [".", "imagenet"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_file_of_names_beside_a_tree_names_its_classes(tree: Path, split: Split, where: str, file: str) -> None:
+    (tree / where).mkdir(exist_ok=True)
+    (tree / where / file).write_text(NAMES[file], encoding="utf-8", newline="")
+    images = load_dataset("imagenet", tree, split)
+    assert images.classes == ("tench", "great white shark"), "in the order of the folders, not of the file"
+    assert images.folders == ("n01", "n02")
+    assert [label for _, label in images] == [0, 0, 1, 1]
+
+
+def test_names_are_found_next_to_a_tree_below_its_name_before_the_root(tree: Path) -> None:
+    for folder in ("train", "val"):
+        shutil.move(tree / folder, tree / "imagenet" / folder)
+    (tree / "words.txt").write_text("n01\tfar\n")
+    assert load_dataset("imagenet", tree, "test").classes == ("far", "n02")
+    (tree / "imagenet" / "words.txt").write_text("n01\tnear\n")
+    assert load_dataset("imagenet", tree, "test").classes == ("near", "n02")
+
+
+def test_names_that_several_classes_share_are_told_apart(tmp_path: Path) -> None:
+    """ImageNet's cranes; a folder that the file does not know keeps its name, even if it is another's."""
+    (tmp_path / "words.txt").write_text("n01\tcrane\nn02\tcrane\nn03\theron\nn04\tegret, heron\n")
+    folders = ["n01", "n02", "n03", "n04", "egret"]
+    names = class_names(folders, [tmp_path])
+    assert names == ("crane (n01)", "crane (n02)", "heron", "egret (n04)", "egret")
+    assert class_names(folders[1:4], [tmp_path]) == ("crane", "heron", "egret")
+
+
+def test_without_a_file_the_folder_is_the_name(tree: Path) -> None:
+    images = load_dataset("imagenet", tree, "train")
+    assert images.classes == images.folders == ("n01", "n02")
+
+
+@pytest.mark.parametrize(
+    ("file", "damaged", "line"),
+    [
+        ("LOC_synset_mapping.txt", "n01 tench\nn02\n", 2),
+        ("words.txt", "n01 tench, Tinca tinca\n", 1),
+        ("words.txt", "n01\ttench\n\nn02\t, white shark\n", 3),
+        ("words.txt", "n01\ttench\nn01\tgoldfish\n", 2),
+        ("words.txt", "n01\tt\xeanch\n", 1),
+        ("imagenet_classes.txt", "tench\ngoldfish\n", 1),
+        ("imagenet_classes.txt", "0\tn01\ttench\none\tn02\tgoldfish\n", 2),
+    ],
+)
+def test_a_damaged_file_of_names_is_refused_with_its_line(tree: Path, file: str, damaged: str, line: int) -> None:
+    (tree / file).write_text(damaged, encoding="latin-1")
+    with pytest.raises(DataError, match=rf"{tree / file}, line {line}: .*repair or remove the file"):
+        load_dataset("imagenet", tree, "train")
+
+
+@pytest.mark.skipif("MACER_SHARED_DATA" not in os.environ, reason="MACER_SHARED_DATA names no folder with the lists")
+def test_published_lists_give_every_class_a_name_of_its_own(tmp_path: Path) -> None:
+    for file, shared in (("imagenet_classes.txt", "imagenet_classes.txt"), ("words.txt", "tiny_words.txt")):
+        text = (Path(os.environ["MACER_SHARED_DATA"]) / shared).read_text()
+        (tmp_path / file).write_text(text)
+        folders = sorted(re.findall(r"\bn[0-9]{8}\b", text))
+        names = class_names(folders, [tmp_path])
+        assert len(set(names)) == len(folders) in (200, 1000)
+        assert names[folders.index("n01443537")] == "goldfish"
+        (tmp_path / file).unlink()
+        if len(folders) == 1000:
+            assert {n for n in names if "(" in n} == {
+                "crane (n02012849)", "crane (n03126707)", "maillot (n03710637)", "maillot (n03710721)"
+            }  # fmt: skip
 
 
 def test_mnist_from_idx_files(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_what_the_ingress_holds_needs_no_torch(module: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = ("torch", "numpy", "scipy", "ray", "PIL")
+    heavy = ("torch", "numpy", "scipy", "ray", "PIL", "onnx")
     code = (
         "import sys\nfrom macer_serve.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
@@ -48,7 +48,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = run(code)
     assert result.returncode == 0, result.stderr
-    for command in ("train", "certify", "report", "predict", "verify"):
+    for command in ("train", "certify", "report", "predict", "verify", "export"):
         assert command in result.stdout
 
 
@@ -57,7 +57,7 @@ ALLOWED = {
     "voters": {"errors", "smoothing", "hardware"},
     "checkpoint": {"errors", "architectures"},
     "verification": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images", "fit"},
-    "evaluation": {"errors", "smoothed", "smoothing", "checkpoint", "datasets"},
+    "evaluation": {"errors", "smoothed", "smoothing", "checkpoint", "datasets", "class_names"},
     "serving": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images"},
 }
 

@@ -1,7 +1,9 @@
 """Batches: addressed by (seed, epoch, step), so that any step can be made again after a restart.
 
 Arrays are held on the device as uint8 and augmented there, a batch at a time; trees of image files
-stream through DataLoader workers. Both give images `[B, C, H, W]` in [0, 1] and labels `[B]`.
+stream through DataLoader workers. Both give images `[B, C, H, W]` in [0, 1], labels `[B]`, and the share of the whole
+batch that these are. Each batch is divided among the workers of a group: the same images, augmented the same way,
+whatever their number.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch.utils.data import default_collate
 
 from macer_serve.datasets import ImageSet
 from macer_serve.errors import DataError
+from training.network import Group
 
 
 def generator_for(device: torch.device | str, *address: int | str) -> torch.Generator:
@@ -33,15 +36,34 @@ class Batches(Protocol):
     steps_per_epoch: int
     images_per_epoch: int
 
-    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch (from 0), beginning at `first_step`."""
+    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """The batches of one epoch (from 0), beginning at `first_step`: images, labels, share of the whole batch."""
         ...
+
+
+def _share(batch: Tensor, group: Group) -> tuple[Tensor, float]:
+    """This worker's part of a batch of indices, and which share of it that is.
+
+    A worker for which nothing is left takes an image that is another's, with a share of 0: it must take part in the
+    exchange of gradients, and adds nothing to them.
+    """
+    mine = batch[group.rank :: group.size]
+    return (mine, len(mine) / len(batch)) if len(mine) else (batch[:1], 0.0)
 
 
 class DeviceBatches:
     """An array data set on the device: random crop (zero padding) and flip by one gather a batch."""
 
-    def __init__(self, images: ImageSet, *, batch: int, seed: int, device: torch.device, limit: int | None) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        batch: int,
+        seed: int,
+        device: torch.device,
+        limit: int | None,
+        group: Group = Group(),  # noqa: B008  # frozen
+    ) -> None:
         arrays = images.arrays()
         if arrays is None:
             raise DataError(f"{images.info.name} is a tree of files, not an array")
@@ -51,18 +73,20 @@ class DeviceBatches:
         self.size = pixels.shape[1:3]
         self.pixels = torch.from_numpy(np.pad(pixels, pad)).to(device)
         self.labels = torch.from_numpy(labels).to(device)
-        self.batch, self.seed, self.device = min(batch, len(pixels)), seed, device
+        self.batch, self.seed, self.device, self.group = min(batch, len(pixels)), seed, device, group
         self.images_per_epoch = len(pixels)
         self.steps_per_epoch = -(-len(pixels) // self.batch)
 
-    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor, float]]:
         order = torch.randperm(self.images_per_epoch, generator=generator_for("cpu", self.seed, "order", epoch))
         order = order.to(self.device)
         for step in range(first_step, self.steps_per_epoch):
             chosen = order[step * self.batch : (step + 1) * self.batch]
-            yield self._augmented(chosen, generator_for(self.device, self.seed, "augment", epoch, step))
+            # Where and whether each image is moved is drawn for the whole batch, and taken by share.
+            mine, share = _share(torch.arange(len(chosen), device=self.device), self.group)
+            yield *self._augmented(chosen, mine, generator_for(self.device, self.seed, "augment", epoch, step)), share
 
-    def _augmented(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _augmented(self, chosen: Tensor, mine: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         count, (height, width) = len(chosen), self.size
         rows = torch.arange(height, device=self.device).expand(count, height)
         cols = torch.arange(width, device=self.device).expand(count, width)
@@ -72,6 +96,8 @@ class DeviceBatches:
         if self.flip:
             flipped = torch.rand((count, 1), generator=generator, device=self.device) < 0.5
             cols = torch.where(flipped, cols.flip(1), cols)
+        if self.group.size > 1:
+            chosen, rows, cols = chosen[mine], rows[mine], cols[mine]
         pixels = self.pixels[chosen[:, None, None], rows[:, :, None], cols[:, None, :]]
         # A permuted NHWC tensor *is* channels-last: no copy is made for the memory format.
         return pixels.permute(0, 3, 1, 2).float().div_(255), self.labels[chosen]
@@ -110,38 +136,39 @@ class TreeBatches:
         batch: int,
         seed: int,
         device: torch.device,
-        workers: int,
+        loaders: int,
         limit: int | None,
+        group: Group = Group(),  # noqa: B008  # frozen
     ) -> None:
         self.data = _AugmentedTree(images, size, seed)
         # A limit takes images evenly spread: a tree is sorted by class, and its head would be one class.
         count = len(images) if limit is None else min(limit, len(images))
         self.indices = torch.arange(count) * len(images) // count
         self.images_per_epoch = len(self.indices)
-        self.batch, self.seed, self.device, self.workers = min(batch, len(self.indices)), seed, device, workers
+        self.batch, self.seed, self.device = min(batch, len(self.indices)), seed, device
+        self.loaders, self.group = loaders, group
         self.steps_per_epoch = -(-len(self.indices) // self.batch)
 
-    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor, float]]:
         generator = generator_for("cpu", self.seed, "order", epoch)
-        order = self.indices[torch.randperm(self.images_per_epoch, generator=generator)].tolist()
-        batches = [
-            [(epoch, index) for index in order[step * self.batch : (step + 1) * self.batch]]
-            for step in range(first_step, self.steps_per_epoch)
-        ]
+        order = self.indices[torch.randperm(self.images_per_epoch, generator=generator)]
+        whole = [order[step * self.batch : (step + 1) * self.batch] for step in range(first_step, self.steps_per_epoch)]
+        shares = [_share(batch, self.group) for batch in whole]
+        batches = [[(epoch, index) for index in mine.tolist()] for mine, _ in shares]
         loader = torch.utils.data.DataLoader(
             self.data,
             batch_sampler=batches,
-            num_workers=self.workers,
+            num_workers=self.loaders,
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self.device.type == "cuda",
         )
-        for loaded in loader:
+        for loaded, (_, share) in zip(loader, shares, strict=True):
             if isinstance(loaded, DataError):
                 raise loaded
             pixels, labels = loaded
             images = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            yield images.float().div_(255), labels.to(self.device, non_blocking=True)
+            yield images.float().div_(255), labels.to(self.device, non_blocking=True), share
 
 
 def _collate(items: list[tuple[Tensor, int] | DataError]) -> Any:

@@ -1,6 +1,6 @@
 """The training loop: it knows batches, steps and saving, and nothing of methods.
 
-Every random number is addressed by (seed, epoch, step), so a run's state is its weights, its optimiser and
+Every random number is addressed by (seed, epoch, step, worker), so a run's state is its weights, its optimiser and
 where it stands; a run that was stopped anywhere continues to the very weights it would have reached.
 """
 
@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 import signal
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from macer_serve.errors import TrainingError
-from macer_serve.hardware import has_amx, multiplies_bf16, pick_device
 from training.data import Batches, generator_for
-from training.methods import METHOD_FUNCTIONS, Logits, Step
+from training.methods import METHOD_FUNCTIONS, Step
+from training.network import Group, Network
+from training.precision import Precision
 from training.recipes import Recipe
 from training.run_state import RunFolder
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, int, dict[str, float]], None]
+AfterEpoch = Callable[[int, nn.Sequential], None]
 
 
 class InterruptedRunError(TrainingError):
@@ -42,46 +43,30 @@ class InterruptedRunError(TrainingError):
 
 
 @dataclass(frozen=True, slots=True)
-class Precision:
-    """How the network is computed; fixed for a run, since each choice gives other bits."""
+class Conduct:
+    """How a run is carried out, beside its recipe.
 
-    device: torch.device
-    bf16: bool
-    compiled: bool
-    threads: int
+    `micro_batch` images at a time go through the network, gradients added up, where a whole batch with its copies
+    does not fit in memory; None for the whole batch. The state is saved every `save_every` steps, and after each epoch.
+    `progress` is told every step, and `after_epoch` every epoch when its state is saved, with the number of epochs done
+    and the model to be exported; told of an epoch again, when a run continues, it does what it did not yet do.
+    """
 
-    @classmethod
-    def choose(cls, device: str | None, precision: str, compile_: str) -> Precision:
-        """What pays on this machine, unless told: bf16 where the hardware multiplies it, compiled on GPUs and AMX."""
-        chosen = pick_device(device)
-        compiler = _compiler(chosen)
-        if compile_ == "on" and compiler is None:
-            raise TrainingError("--compile on needs a C++ compiler (g++, or the one CXX names); use --compile off")
-        return cls(
-            chosen,
-            multiplies_bf16(chosen) if precision == "auto" else precision == "bf16",
-            compile_ == "on" or (compile_ == "auto" and compiler is not None and (chosen.type == "cuda" or has_amx())),
-            torch.get_num_threads(),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        cpu = {"threads": self.threads} if self.device.type == "cpu" else {}
-        return {"device": self.device.type, "bf16": self.bf16, "compiled": self.compiled, **cpu}
-
-
-def _compiler(device: torch.device) -> str | None:
-    """The compiler that torch.compile would call, None where there is none: it fails at the first step then."""
-    if device.type == "cuda":  # Triton builds its launchers with a C compiler
-        names = [os.environ["CC"]] if "CC" in os.environ else ["clang", "gcc"]
-    else:
-        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
-    return next((path for name in names if (path := shutil.which(name))), None)
+    precision: Precision
+    micro_batch: int | None = None
+    save_every: int | None = None
+    group: Group = field(default_factory=Group)
+    progress: Progress = lambda epoch, step, steps, metrics: None
+    after_epoch: AfterEpoch = lambda epochs, model: None
 
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
     """Asks whether SIGTERM or SIGINT has arrived, for as long as the context lasts."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread: a Ray worker's
+        yield lambda: False
+        return
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
@@ -94,120 +79,147 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _network(model: nn.Module, precision: Precision) -> Logits:
-    """The model as the methods call it: channels-last, autocast, compiled once at static shapes."""
-    model.to(precision.device).to(memory_format=torch.channels_last)
-    # Static shapes: with dynamic ones the graphs of a short last batch differ after a restart, and so do bits.
-    forward = torch.compile(model, dynamic=False) if precision.compiled else model
+class _Run:
+    """The moving parts of a run, and their state on disk."""
 
-    def logits(x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(precision.device.type, torch.bfloat16, enabled=precision.bf16):
-            return forward(x)  # type: ignore[no-any-return]
+    def __init__(self, model: nn.Sequential, recipe: Recipe, conduct: Conduct, folder: RunFolder, seed: int) -> None:
+        self.model, self.recipe, self.conduct, self.folder, self.seed = model, recipe, conduct, folder, seed
+        self.network = Network(model, conduct.precision, conduct.group)
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+            fused=True,
+        )
+        average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.sums: dict[str, Tensor] = {}
 
-    return logits
+    @property
+    def exported(self) -> nn.Sequential:
+        """The model that a checkpoint would hold now."""
+        if self.average is None:
+            return self.model
+        return cast(nn.Sequential, self.average.module)
 
+    def load(self, identity: dict[str, Any]) -> None:
+        """Take up the saved state, where there is one."""
+        state = self.folder.load(identity)
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        if self.conduct.group.rank == 0:  # totals over all workers: the first has them
+            self.sums = {name: value.to(self.conduct.precision.device) for name, value in state["sums"].items()}
+        log.info("continuing at epoch %d, step %d", self.epoch + 1, self.step)
 
-def _frozen(model: nn.Module, network: Logits) -> Logits:
-    """The network in evaluation mode and without gradients of its weights, each call leaving it as it was."""
+    def save(self, seconds: float, identity: dict[str, Any]) -> None:
+        """Save where the run stands; `seconds` into its epoch."""
+        self.sums = self.conduct.group.total(self.sums)
+        if self.conduct.group.rank:
+            return
+        where = {"epoch": self.epoch, "step": self.step, "seconds": seconds, "sums": self.sums}
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        weights = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        self.folder.save({**weights, **average, **where}, identity)
 
-    def logits(x: Tensor) -> Tensor:
-        model.eval().requires_grad_(False)
-        try:
-            return network(x)
-        finally:
-            model.train().requires_grad_(True)
+    def update(self, images: Tensor, labels: Tensor, share: float, rate: float) -> None:
+        """One optimiser step on this worker's `share` of a batch."""
+        conduct, recipe = self.conduct, self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        address = (self.seed, "noise", self.epoch, self.step, conduct.group.rank)
+        noise = generator_for(conduct.precision.device, *address)
+        self.optimizer.zero_grad(set_to_none=True)
+        size = conduct.micro_batch or len(images)
+        parts = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
+        for number, (part, its_labels) in enumerate(parts, start=1):
+            last = number == len(parts)
+            with nullcontext() if last else self.network.keeping_gradients():
+                step = Step(self.epoch, noise, self.network.frozen)
+                loss, sums = METHOD_FUNCTIONS[recipe.method](self.network, part, its_labels, recipe, step)
+                # Losses are means over what they were given: weighted, they add up to the mean over the whole batch.
+                weight = len(part) / len(images) * share * conduct.group.size
+                (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
+            for name, value in sums.items():
+                value = value.detach().double() * bool(share)
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
 
-    return logits
+    def require_finite(self) -> None:
+        """Raise `TrainingError` before a state is saved that no further step could mend."""
+        # The weights too: the last step's loss is from before its update.
+        weights = torch.stack([value.isfinite().all() for value in self.model.state_dict().values()]).all()
+        agreed = self.conduct.group.agreed(torch.stack([self.sums["loss"], weights.to(self.sums["loss"])])).tolist()
+        if not (math.isfinite(agreed[0]) and agreed[1] == 1.0):
+            what = "the weights became infinite" if math.isfinite(agreed[0]) else f"the loss became {agreed[0]}"
+            raise TrainingError(
+                f"{what} in epoch {self.epoch + 1}. Start anew (--restart) with a lower --lr, a longer --defer (MACER) "
+                f"or --precision fp32; the last finite state is kept in {self.folder.folder}."
+            )
 
 
 def train(
-    model: nn.Module,
+    model: nn.Sequential,
     batches: Batches,
     recipe: Recipe,
     *,
     seed: int,
-    precision: Precision,
-    run: RunFolder,
+    conduct: Conduct,
+    folder: RunFolder,
     identity: dict[str, Any],
-    progress: Progress = lambda epoch, step, steps, metrics: None,
-) -> list[dict[str, Any]]:
-    """Train `model` in place, from the saved state where there is one; the log's entries, one an epoch.
+) -> nn.Sequential:
+    """Train `model` in place, from the saved state where there is one; the model to be exported.
 
     `identity` is everything a continued run must share with the saved one. Raises `InterruptedRunError` after
     SIGTERM or SIGINT, state saved; `TrainingError` where the loss is no longer finite.
     """
-    network, method = _network(model, precision), METHOD_FUNCTIONS[recipe.method]
-    frozen = _frozen(model, network)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-        fused=True,
-    )
-    first_epoch, first_step, sums, seconds = 0, 0, dict[str, Tensor](), 0.0
-    if (state := run.load(identity)) is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_epoch, first_step, seconds = state["epoch"], state["step"], state["seconds"]
-        sums = {name: value.to(precision.device) for name, value in state["sums"].items()}
-        log.info("continuing at epoch %d, step %d", first_epoch + 1, first_step)
-
-    def save(epoch: int, step: int, seconds: float) -> None:
-        where = {"epoch": epoch, "step": step, "seconds": seconds, "sums": sums}
-        run.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), **where}, identity)
-
+    run = _Run(model, recipe, conduct, folder, seed)
+    run.load(identity)
+    steps, first = batches.steps_per_epoch, conduct.group.rank == 0
+    if first and run.epoch and not run.step:
+        conduct.after_epoch(run.epoch, run.exported)
     with _stop_requests() as stop_requested:
-        metrics: dict[str, float] = next((e for e in reversed(run.entries())), {})
-        for epoch in range(first_epoch, recipe.epochs):
+        metrics: dict[str, float] = next((e for e in reversed(folder.entries())), {})
+        while run.epoch < recipe.epochs:
             model.train()
-            started = time.monotonic() - seconds
-            step = first_step
-            for images, labels in batches.epoch(epoch, first_step):
-                rate = recipe.learning_rate(epoch * batches.steps_per_epoch + step, batches.steps_per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                noise = generator_for(precision.device, seed, "noise", epoch, step)
-                loss, parts = method(network, images, labels, recipe, Step(epoch, noise, frozen))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                for name, value in parts.items():
-                    value = value.detach().double()
-                    sums[name] = sums[name] + value if name in sums else value
-                step += 1
-                progress(epoch, step, batches.steps_per_epoch, metrics)
-                if stop_requested() and step < batches.steps_per_epoch:
-                    _require_finite(epoch, sums, model, run)
-                    save(epoch, step, time.monotonic() - started)
-                    raise InterruptedRunError(
-                        f"stopped at epoch {epoch + 1}, step {step}; the state is saved. "
-                        "Run the same command again to continue."
-                    )
+            started = time.monotonic() - run.seconds
+            for images, labels, share in batches.epoch(run.epoch, run.step):
+                rate = recipe.learning_rate(run.epoch * steps + run.step, steps)
+                run.update(images, labels, share, rate)
+                conduct.progress(run.epoch, run.step, steps, metrics)
+                stop = stop_requested()
+                due = conduct.save_every is not None and run.step % conduct.save_every == 0
+                if (stop or due) and run.step < steps:
+                    run.require_finite()
+                    run.save(time.monotonic() - started, identity)
+                    if stop:
+                        raise InterruptedRunError(
+                            f"stopped at epoch {run.epoch + 1}, step {run.step}; the state is saved. "
+                            "Run the same command again to continue."
+                        )
             seconds = time.monotonic() - started
-            metrics = _metrics(sums, batches.images_per_epoch, seconds)
-            _require_finite(epoch, sums, model, run)
-            run.log({"epoch": epoch, "lr": rate, **metrics})
-            sums, seconds, first_step = {}, 0.0, 0
-            save(epoch + 1, 0, 0.0)
-            if stop_requested() and epoch + 1 < recipe.epochs:
-                raise InterruptedRunError(f"stopped after epoch {epoch + 1}; run the same command again to continue.")
-    return run.entries()
-
-
-def _require_finite(epoch: int, sums: dict[str, Tensor], model: nn.Module, run: RunFolder) -> None:
-    """Raise `TrainingError` before a state is saved that no further step could mend."""
-    # The weights too: the last step's loss is from before its update.
-    weights = torch.stack([value.isfinite().all() for value in model.state_dict().values()]).all()
-    loss = float(sums["loss"])
-    if not (math.isfinite(loss) and weights):
-        what = f"the loss became {loss}" if not math.isfinite(loss) else "the weights became infinite"
-        raise TrainingError(
-            f"{what} in epoch {epoch + 1}. Start anew (--restart) with a lower --lr, a longer --defer (MACER) "
-            f"or --precision fp32; the last finite state is kept in {run.folder}."
-        )
+            run.require_finite()
+            sums = conduct.group.total(run.sums)
+            if first:
+                metrics = _metrics(sums, batches.images_per_epoch, seconds)
+                folder.log({"epoch": run.epoch, "lr": rate, **metrics})
+            run.sums, run.seconds, run.step, run.epoch = {}, 0.0, 0, run.epoch + 1
+            run.save(0.0, identity)
+            if first:
+                conduct.after_epoch(run.epoch, run.exported)
+            if stop_requested() and run.epoch < recipe.epochs:
+                raise InterruptedRunError(f"stopped after epoch {run.epoch}; run the same command again to continue.")
+    return run.exported
 
 
 def _metrics(sums: dict[str, Tensor], images: int, seconds: float) -> dict[str, float]:

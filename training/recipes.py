@@ -16,10 +16,11 @@ from macer_serve.errors import ParameterError
 Method = Literal["gaussian", "macer", "smoothadv"]
 Schedule = Literal["step", "one-cycle"]
 Attack = Literal["pgd", "ddn"]
+NAMES = ("published", "short", "fast")
 # The constants that each method has beyond those of the optimiser.
 METHODS: dict[Method, tuple[str, ...]] = {
     "gaussian": (),
-    "macer": ("k", "lam", "gamma", "beta", "defer"),
+    "macer": ("k", "lam", "gamma", "beta", "defer", "k_deferred"),
     "smoothadv": ("k", "attack", "epsilon", "attack_steps", "ramp"),
 }
 
@@ -30,10 +31,13 @@ class Recipe:
 
     `lr` is the peak learning rate. `schedule="step"` multiplies it by 0.1 at each epoch of `milestones`;
     `"one-cycle"` rises linearly from 0 over the first `warmup` share of all steps and falls linearly to 0.
+    `label_smoothing` is the share of a label that is spread over all classes (Szegedy et al. 2016, §7). With `ema`
+    above 0 the checkpoint holds the exponential moving average of the weights, `ema` its decay a step.
     `k`, `lam`, `gamma`, `beta` are MACER's noisy copies, weight of the robustness loss, hinge and inverse
-    temperature; the robustness loss is off during the first `defer` epochs. SmoothAdv, too, takes `k` noisy copies:
-    `attack` moves the image by `epsilon` at most (L2, pixel values in [0, 1]) in `attack_steps` steps, the bound
-    rising linearly over the first `ramp` epochs.
+    temperature; the robustness loss is off during the first `defer` epochs, which take `k_deferred` copies (0: `k`;
+    with 1 they are Gaussian augmentation). SmoothAdv, too, takes `k` noisy copies: `attack` moves the image by
+    `epsilon` at most (L2, pixel values in [0, 1]) in `attack_steps` steps, the bound rising linearly over the first
+    `ramp` epochs.
     """
 
     method: Method
@@ -47,11 +51,14 @@ class Recipe:
     schedule: Schedule = "step"
     milestones: tuple[int, ...] = ()
     warmup: float = 0.2
+    label_smoothing: float = 0.0
+    ema: float = 0.0
     k: int = 1
     lam: float = 0.0
     gamma: float = 8.0
     beta: float = 16.0
     defer: int = 0
+    k_deferred: int = 0
     attack: Attack = "pgd"
     epsilon: float = 0.0
     attack_steps: int = 0
@@ -70,11 +77,14 @@ class Recipe:
             "schedule must be step or one-cycle": self.schedule not in ("step", "one-cycle"),
             "milestones must be at least 1": any(epoch < 1 for epoch in self.milestones),
             "warmup must lie in [0, 1)": not 0 <= self.warmup < 1,
+            "label_smoothing must lie in [0, 1)": not 0 <= self.label_smoothing < 1,
+            "ema must lie in [0, 1)": not 0 <= self.ema < 1,
             "k must be at least 1": self.k < 1,
             "lam must be finite and not negative": not 0 <= self.lam < math.inf,
             "gamma must be positive and finite": not 0 < self.gamma < math.inf,
             "beta must be positive and finite": not 0 < self.beta < math.inf,
             "defer must not be negative": self.defer < 0,
+            "k_deferred must not be negative": self.k_deferred < 0,
             "attack must be pgd or ddn": self.attack not in ("pgd", "ddn"),
             "epsilon must be finite and not negative": not 0 <= self.epsilon < math.inf,
             "attack_steps and ramp must not be negative": min(self.attack_steps, self.ramp) < 0,
@@ -96,6 +106,10 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def copies(self, epoch: int) -> int:
+        """Noisy copies an image in that epoch, counted from 0."""
+        return self.k_deferred if self.k_deferred and epoch < self.defer else self.k
 
     def with_options(self, **options: Any) -> Recipe:
         """This recipe with every option that is not None put in its place.
@@ -121,16 +135,27 @@ def _nearest_sigma(sigma: float) -> float:
     return min((0.25, 0.5, 1.0), key=lambda published: abs(published - sigma))
 
 
-def recipe(dataset: str, method: str, sigma: float) -> Recipe:
-    """The published recipe; for a sigma between the published ones, the constants of the nearest.
+def recipe(dataset: str, method: str, sigma: float, name: str = "published") -> Recipe:
+    """The recipe of that name; for a sigma between the published ones, the constants of the nearest.
 
-    Raises `ParameterError` for a method that does not exist.
+    `published` is the method's authors' own; `short`, for CIFAR-10 and SVHN, gives MACER the 150 epochs of the other
+    methods (Jeong, Kim & Shin 2023, their baseline); `fast` is ours (`docs/training.md`).
+    Raises `ParameterError` for a method or a name that does not exist, or not for this data set.
     """
     if method not in METHODS:
         raise ParameterError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
+    if name not in NAMES:
+        raise ParameterError(f"unknown recipe {name!r}; choose one of: {', '.join(NAMES)}")
     near = _nearest_sigma(sigma)
     # Published recipes there are for these: others take those of the data set that is most like them.
     dataset = {"svhn": "cifar10", "folder": "imagenet"}.get(dataset, dataset)
+    published = _published(dataset, method, sigma, near)
+    if name == "short":
+        return _short(dataset, published)
+    return _fast(dataset, published) if name == "fast" else published
+
+
+def _published(dataset: str, method: str, sigma: float, near: float) -> Recipe:
     if method == "gaussian":
         if dataset == "imagenet":
             return Recipe("gaussian", sigma, 90, 256, 0.1, 1e-4, milestones=(30, 60))
@@ -164,3 +189,33 @@ def _smoothadv(dataset: str, sigma: float, near: float) -> Recipe:
     if dataset == "mnist":
         return replace(chosen, lr=0.01)
     return replace(chosen, epochs=150, milestones=(50, 100))
+
+
+def _short(dataset: str, published: Recipe) -> Recipe:
+    if dataset != "cifar10":
+        raise ParameterError("recipe short is for CIFAR-10 and SVHN; use published or fast")
+    if published.method != "macer":  # 150 epochs already
+        return published
+    return published.with_options(lr=0.1, weight_decay=1e-4, batch=256, epochs=150, milestones=(50, 100))
+
+
+def _fast(dataset: str, published: Recipe) -> Recipe:
+    """Ours: one cycle of a high rate, an average of the weights, and noisy copies only where they pay."""
+    epochs = {"cifar10": 60, "mnist": 15, "imagenet": 30}[dataset]
+    common = {
+        "epochs": epochs,
+        "batch": 256,
+        "schedule": "one-cycle",
+        "lr": {"cifar10": 0.2, "mnist": 0.05, "imagenet": 0.5}[dataset],
+        "nesterov": True,
+        "weight_decay": {"cifar10": 5e-4, "mnist": 1e-4, "imagenet": 5e-5}[dataset],
+        "milestones": (),
+        "ema": 0.998,
+    }
+    if published.method == "gaussian":
+        return published.with_options(**common)
+    if published.method == "smoothadv":  # its batches are small, for their copies; its rate is theirs
+        return published.with_options(**{**common, "batch": published.batch, "lr": published.lr}, ramp=epochs // 6)
+    # Gaussian augmentation first: what MACER asks of a network that is still wrong on most images is lost on it.
+    deferred = epochs // 2
+    return published.with_options(**common, k=min(4, published.k), defer=deferred, k_deferred=1)

@@ -1,4 +1,10 @@
-"""A run on disk: what is needed to continue it bit for bit, written whole or not at all."""
+"""A run on disk: what is needed to continue it bit for bit, written whole or not at all.
+
+OUT.run/
+├── state-00000012-000000.pt    the state after 12 epochs and 0 steps; the latest few are kept
+├── log.jsonl                   one line an epoch
+└── certified.jsonl             certified curves on held-out images (`training.held_out`)
+"""
 
 from __future__ import annotations
 
@@ -14,28 +20,35 @@ from macer_serve.errors import TrainingError
 
 
 class RunFolder:
-    """`OUT.run/`: `state.pt` (latest state), `log.jsonl` (one line an epoch)."""
+    """The folder of a run, of whose states the latest `keep` are kept."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.state_path = folder / "state.pt"
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
         self.log_path = folder / "log.jsonl"
+        self.certified_path = folder / "certified.jsonl"
+
+    def states(self) -> list[Path]:
+        """The saved states, the latest last."""
+        return sorted(self.folder.glob("state-*.pt"))
 
     def load(self, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """The saved state, None where there is none.
+        """The latest state, None where there is none.
 
         Raises `TrainingError` where it belongs to a run with another identity: continuing it would be
         neither the one run nor the other.
         """
-        if not self.state_path.is_file():
+        states = self.states()
+        if not states:
             return None
+        latest = states[-1]
         try:
-            state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(latest, map_location="cpu", weights_only=True)
             saved = _flat(json.loads(state["identity"]))
         except Exception as error:  # torch.load raises whatever a damaged archive provokes
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            older = f"remove it to continue from {states[-2].name}, or " if len(states) > 1 else ""
             raise TrainingError(
-                f"{self.state_path} is damaged ({reason}); use --restart to discard it and start anew"
+                f"{latest} is damaged ({reason}); {older}use --restart to discard the run and start anew"
             ) from error
         asked = _flat(identity)
         if differing := sorted(k for k in {*saved, *asked} if saved.get(k) != asked.get(k)):
@@ -47,47 +60,68 @@ class RunFolder:
         return state
 
     def save(self, state: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Replace the saved state atomically; raises `TrainingError` where there is no room or no right to."""
-        staging = self.state_path.with_suffix(".tmp")
+        """Write the state of its `epoch` and `step`, then drop those that are no longer kept.
+
+        Raises `TrainingError` where there is no room or no right to; what was saved before is still there then.
+        """
+        path = self.folder / f"state-{state['epoch']:08d}-{state['step']:08d}.pt"
+        staging = path.with_suffix(".tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with staging.open("wb") as handle:
                 torch.save({**state, "identity": json.dumps(identity)}, handle)
                 handle.flush()
                 os.fsync(handle.fileno())
-            staging.replace(self.state_path)
+            staging.replace(path)
+            for old in self.states()[: -self.keep]:
+                old.unlink()
         except (OSError, RuntimeError) as error:  # torch.save turns an OSError into a RuntimeError
-            raise _unwritten(self.state_path, staging, error) from error
+            raise _unwritten(path, staging, error) from error
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one epoch to the log, dropping lines of epochs that are being done again."""
-        kept = [line for line in self.entries() if line["epoch"] < entry["epoch"]]
-        staging = self.log_path.with_suffix(".tmp")
+        """Add an epoch to the log, in place of what it says of that epoch and later ones."""
+        self._add(self.log_path, entry)
+
+    def log_certified(self, entry: dict[str, Any]) -> None:
+        """Likewise, a certified curve."""
+        self._add(self.certified_path, entry)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The epochs logged so far. Raises `TrainingError` where the log is damaged."""
+        return _lines(self.log_path)
+
+    def certified(self) -> list[dict[str, Any]]:
+        """The certified curves so far; likewise."""
+        return _lines(self.certified_path)
+
+    def discard(self) -> None:
+        """Forget the run."""
+        for path in (*self.states(), self.log_path, self.certified_path):
+            path.unlink(missing_ok=True)
+
+    def _add(self, path: Path, entry: dict[str, Any]) -> None:
+        kept = [line for line in _lines(path) if line["epoch"] < entry["epoch"]]
+        staging = path.with_suffix(".tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with staging.open("w", encoding="utf-8") as handle:
                 handle.write("".join(json.dumps(line) + "\n" for line in [*kept, entry]))
                 handle.flush()
                 os.fsync(handle.fileno())
-            staging.replace(self.log_path)
+            staging.replace(path)
         except OSError as error:
-            raise _unwritten(self.log_path, staging, error) from error
+            raise _unwritten(path, staging, error) from error
 
-    def entries(self) -> list[dict[str, Any]]:
-        """The epochs logged so far. Raises `TrainingError` where the log is damaged."""
-        if not self.log_path.is_file():
-            return []
-        try:
-            return [json.loads(line) for line in self.log_path.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
-            raise TrainingError(
-                f"{self.log_path} is damaged ({error}); remove the broken line, or use --restart to start anew"
-            ) from error
 
-    def discard(self) -> None:
-        """Forget the run."""
-        for path in (self.state_path, self.log_path):
-            path.unlink(missing_ok=True)
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise TrainingError(
+            f"{path} is damaged ({error}); remove the broken line, or use --restart to start anew"
+        ) from error
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

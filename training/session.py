@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ from torch import nn
 
 from macer_serve import __version__
 from macer_serve.architectures import base_classifier
-from macer_serve.checkpoint import CheckpointConfig, load_model, save_checkpoint
+from macer_serve.checkpoint import CheckpointConfig, load_config, load_model, save_checkpoint
 from macer_serve.checkpoint.folder import CONFIG, WEIGHTS
 from macer_serve.datasets import DatasetInfo, ImageSet, dataset_info, load_dataset
-from macer_serve.errors import CheckpointError, ParameterError, TrainingError
+from macer_serve.errors import CheckpointError, DataError, ParameterError, TrainingError
+from macer_serve.evaluation.logs import Row
 from macer_serve.hardware import usable_cores
+from training.curves import Curves
 from training.data import Batches, DeviceBatches, TreeBatches
-from training.loop import Precision, Progress, train
-from training.recipes import Recipe, recipe
+from training.held_out import certified_curve
+from training.loop import Conduct, Progress, train
+from training.network import Group
+from training.precision import Precision
+from training.recipes import Recipe
 from training.run_state import RunFolder
 
 log = logging.getLogger(__name__)
@@ -36,7 +42,10 @@ _DEFAULT_ARCHITECTURE = {
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
-    """What a run is told besides its recipe. Paths as given; `threads` None means all cores."""
+    """What a run is told besides its recipe. Paths as given; `threads` None means all cores, shared among workers.
+
+    `held_out` test images are certified at the end, and every `certify_every` epochs where that is given; 0 for none.
+    """
 
     dataset: str
     data_dir: Path
@@ -49,30 +58,43 @@ class TrainingOptions:
     seed: int = 0
     size: int | None = None
     limit: int | None = None
-    loader_workers: int = 2
+    loaders: int = 2
     device: str | None = None
     precision: str = "auto"
     compile_: str = "auto"
     threads: int | None = None
     restart: bool = False
+    workers: int = 1
+    micro_batch: int | None = None
+    save_every: int | None = None
+    keep: int = 2
+    held_out: int = 100
+    certify_every: int | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("size", "limit", "threads"):
+        for name in ("size", "limit", "threads", "workers", "micro_batch", "save_every", "keep", "certify_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ParameterError(f"--{name} must be at least 1")
+                raise ParameterError(f"--{name.replace('_', '-')} must be at least 1")
         if self.out.name in ("", ".."):
             raise ParameterError(f"--out {self.out} has no name of its own; name the checkpoint folder to write")
         if not 0 <= self.seed < 2**63:
             raise ParameterError("--seed must lie in [0, 2^63)")
-        if self.loader_workers < 0:
-            raise ParameterError("--workers must not be negative")
+        if min(self.loaders, self.held_out) < 0:
+            raise ParameterError("--loaders and --held-out must not be negative")
+        if self.certify_every is not None and not self.held_out:
+            raise ParameterError("--certify-every needs --held-out images to certify")
         if self.size is not None and not dataset_info(self.dataset).is_tree:
             raise ParameterError("--size applies to --dataset imagenet and folder only")
 
-    def recipe(self, options: dict[str, Any]) -> Recipe:
-        """The published recipe with the given options in place of its constants."""
-        return recipe(self.dataset, self.method, self.sigma).with_options(**options)
+    @property
+    def architecture(self) -> str:
+        return self.arch or _DEFAULT_ARCHITECTURE[self.dataset]
+
+    @property
+    def run_folder(self) -> RunFolder:
+        return RunFolder(self.out.with_name(self.out.name + ".run"), self.keep)
 
 
 def _input_shape(info: DatasetInfo, size: int | None) -> tuple[tuple[int, int, int], int]:
@@ -85,7 +107,7 @@ def _input_shape(info: DatasetInfo, size: int | None) -> tuple[tuple[int, int, i
     return (channels, size, size), max(size, round(info.resize * size / side))
 
 
-def _initial(options: TrainingOptions, classes: tuple[str, ...], arch: str) -> tuple[nn.Module, str | None]:
+def _initial(options: TrainingOptions, classes: tuple[str, ...], arch: str) -> tuple[nn.Sequential, str | None]:
     """The model to start from and the digest of the checkpoint it came from, if any."""
     info = dataset_info(options.dataset)
     shape, _ = _input_shape(info, options.size)
@@ -108,18 +130,20 @@ def _initial(options: TrainingOptions, classes: tuple[str, ...], arch: str) -> t
     return model, config.digest
 
 
-def _batches(images: ImageSet, options: TrainingOptions, batch: int, device: torch.device) -> Batches:
+def _batches(images: ImageSet, options: TrainingOptions, batch: int, device: torch.device, group: Group) -> Batches:
+    seed, limit = options.seed, options.limit
     if images.arrays() is not None:
-        return DeviceBatches(images, batch=batch, seed=options.seed, device=device, limit=options.limit)
+        return DeviceBatches(images, batch=batch, seed=seed, device=device, limit=limit, group=group)
     shape, _ = _input_shape(images.info, options.size)
     return TreeBatches(
         images,
         size=shape[1],
         batch=batch,
-        seed=options.seed,
+        seed=seed,
         device=device,
-        workers=options.loader_workers,
-        limit=options.limit,
+        loaders=options.loaders,
+        limit=limit,
+        group=group,
     )
 
 
@@ -135,67 +159,134 @@ def _require_free(out: Path) -> None:
         raise CheckpointError(f"{out} cannot be written: {out.parent} is not writable")
 
 
-def run_training(options: TrainingOptions, recipe: Recipe, *, progress: Progress) -> CheckpointConfig:
-    """Train and write `options.out`; the configuration written.
+def _held_out(options: TrainingOptions, classes: tuple[str, ...]) -> ImageSet | None:
+    """The test split, asked for before the hours of training and not after them."""
+    if not options.held_out:
+        return None
+    try:
+        images = load_dataset(options.dataset, options.data_dir, "test", download=options.download)
+    except DataError as error:
+        raise DataError(f"{error} (Held-out images are certified at the end; --held-out 0 goes without.)") from error
+    if images.classes != classes:
+        raise DataError(f"the test split of {options.dataset} has other classes than its training split")
+    return images
+
+
+def run_training(
+    options: TrainingOptions,
+    recipe: Recipe,
+    *,
+    progress: Progress = lambda epoch, step, steps, metrics: None,
+    certified: Callable[[Row], None] = lambda row: None,
+) -> CheckpointConfig:
+    """Train and write `options.out`; the configuration written. `certified` sees each held-out image.
 
     Raises `DataError`, `ParameterError`, `TrainingError`, or `CheckpointError` where `out` is not free.
     """
     _require_free(options.out)
-    torch.set_num_threads(options.threads or usable_cores())
-    arch = options.arch or _DEFAULT_ARCHITECTURE[options.dataset]
+    if options.restart:
+        options.run_folder.discard()
+    if options.workers > 1:
+        from training.ray_workers import train_on_workers
+
+        train_on_workers(options, recipe)
+    else:
+        train_here(options, recipe, Group(), progress=progress, certified=certified)
+    return load_config(options.out)
+
+
+def train_here(
+    options: TrainingOptions,
+    recipe: Recipe,
+    group: Group,
+    *,
+    progress: Progress = lambda epoch, step, steps, metrics: None,
+    certified: Callable[[Row], None] = lambda row: None,
+) -> None:
+    """This worker's part of a run; the first of the group writes the checkpoint."""
+    torch.set_num_threads(options.threads or max(1, usable_cores() // group.size))
     precision = Precision.choose(options.device, options.precision, options.compile_)
-    log.info("device %s, bf16 %s, compiled %s", precision.device, precision.bf16, precision.compiled)
+    precision.apply()
+    log.info("device %s, %s, compiled %s", precision.device, precision.arithmetic, precision.compiled)
     images = load_dataset(options.dataset, options.data_dir, "train", download=options.download)
-    model, init_digest = _initial(options, images.classes, arch)
+    held_out = _held_out(options, images.classes)
+    model, init_digest = _initial(options, images.classes, options.architecture)
+    folder = options.run_folder
+    how = {
+        "limit": options.limit,
+        "init": init_digest,
+        "precision": precision.to_json(),
+        "micro_batch": options.micro_batch,
+        "workers": group.size,
+    }
     identity = {
         "dataset": options.dataset,
         "images": len(images),
-        "architecture": arch,
+        "architecture": options.architecture,
         "recipe": recipe.to_json(),
         "seed": options.seed,
-        "limit": options.limit,
         "size": options.size,
-        "init": init_digest,
-        "precision": precision.to_json(),
+        **how,
         "torch": str(torch.__version__),
     }
-    run = RunFolder(options.out.with_name(options.out.name + ".run"))
-    if options.restart:
-        run.discard()
-    entries = train(
-        model,
-        _batches(images, options, recipe.batch, precision.device),
-        recipe,
-        seed=options.seed,
+    config = _config(options, images, recipe, how)
+    curves = Curves(folder) if options.tensorboard and group.rank == 0 else None
+
+    def after_epoch(epochs: int, exported: nn.Sequential) -> None:
+        every = options.certify_every
+        due = epochs == recipe.epochs or (every is not None and epochs % every == 0)
+        if due and held_out is not None and all(line["epoch"] != epochs - 1 for line in folder.certified()):
+            curve = certified_curve(exported, config, held_out, options.held_out, precision, progress=certified)
+            folder.log_certified({"epoch": epochs - 1, **curve})
+        if curves is not None:
+            curves.update()
+
+    conduct = Conduct(
         precision=precision,
-        run=run,
-        identity=identity,
+        micro_batch=options.micro_batch,
+        save_every=options.save_every,
+        group=group,
         progress=progress,
+        after_epoch=after_epoch,
     )
-    if not entries:
-        raise TrainingError(f"{run.log_path} is missing although the run is complete; use --restart to train anew")
+    batches = _batches(images, options, recipe.batch, precision.device, group)
+    exported = train(model, batches, recipe, seed=options.seed, conduct=conduct, folder=folder, identity=identity)
+    if curves is not None:
+        curves.close()
+    if group.rank == 0:
+        _write(exported, config, options, folder)
+
+
+def _config(options: TrainingOptions, images: ImageSet, recipe: Recipe, how: dict[str, Any]) -> CheckpointConfig:
+    """What the checkpoint will say; its weights digest and metrics are filled in when it is written."""
     info = images.info
     shape, resize = _input_shape(info, options.size)
-    config = CheckpointConfig(
+    return CheckpointConfig(
         name=options.out.name,
-        architecture=arch,
+        architecture=options.architecture,
         classes=images.classes,
         input_shape=shape,
         mean=info.mean,
         std=info.std,
         sigma=recipe.sigma,
         resize=resize,
-        weights_digest="sha256:" + "0" * 64,  # save_checkpoint fills it in
+        weights_digest="sha256:" + "0" * 64,
         dataset=options.dataset,
         seed=options.seed,
-        recipe={**recipe.to_json(), "limit": options.limit, "init": init_digest, "precision": precision.to_json()},
-        metrics=entries[-1],
+        recipe={**recipe.to_json(), **how},
         versions={"macer-serve": __version__, "torch": str(torch.__version__)},
     )
+
+
+def _write(model: nn.Module, config: CheckpointConfig, options: TrainingOptions, folder: RunFolder) -> None:
+    entries, curves = folder.entries(), folder.certified()
+    if not entries:
+        raise TrainingError(f"{folder.log_path} is missing although the run is complete; use --restart to train anew")
+    metrics = {**entries[-1], **({"held_out": curves[-1]} if curves else {})}
     try:
-        return save_checkpoint(model, config, options.out)
+        save_checkpoint(model, replace(config, metrics=metrics), options.out)
     except OSError as error:
         raise TrainingError(
             f"{options.out} could not be written ({error}); the training is complete and its state kept in "
-            f"{run.folder}. Make room and run the same command again."
+            f"{folder.folder}. Make room and run the same command again."
         ) from error

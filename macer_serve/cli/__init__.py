@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import Any
 
@@ -18,6 +19,7 @@ _COMMANDS = {
     "report": "Tabulate certification logs.",
     "predict": "Certify one image, without a server.",
     "verify": "Check a certificate that someone issued.",
+    "export": "Write a base classifier as an ONNX file.",
 }
 
 
@@ -49,10 +51,13 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="macer")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is chosen and why.")
 def main(verbose: bool) -> None:
-    """Certified inference by randomized smoothing: train, certify, report, predict, verify.
+    """Certified inference by randomized smoothing: train, certify, report, predict, verify, export.
 
     To serve: serve run deployments/smoothed.yaml
     """
+    # Before torch is loaded: threads that spin while they wait take the cores from whatever else runs here, and two
+    # such programs bring each other to a standstill.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
     )

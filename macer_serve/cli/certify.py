@@ -58,14 +58,16 @@ def command(
 
     from tqdm import tqdm
 
+    from macer_serve.checkpoint import load_config
     from macer_serve.datasets import load_dataset
-    from macer_serve.errors import ParameterError
     from macer_serve.evaluation.certify import certify_dataset, image_indices
+    from macer_serve.evaluation.classes import require_same_classes
     from macer_serve.evaluation.logs import LogWriter, Row
     from macer_serve.smoothed import SmoothedClassifier
 
     plan = plan_of(options)
     images = load_dataset(dataset, data_dir, "test", download=download)
+    require_same_classes(load_config(checkpoint), images)
     classifier = SmoothedClassifier.load(
         checkpoint,
         noise=noise,  # type: ignore[arg-type]  # click has checked the choice
@@ -78,11 +80,6 @@ def command(
     )
     config, voter = classifier.config, classifier.voter
     assert voter is not None
-    if len(images.classes) != len(config.classes):
-        raise ParameterError(
-            f"{checkpoint} has {len(config.classes)} classes, {dataset} has {len(images.classes)}: "
-            "it was trained on another data set"
-        )
     settings = {
         "checkpoint": config.digest,
         "dataset": dataset,

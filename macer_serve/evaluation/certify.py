@@ -27,27 +27,31 @@ def certify_dataset(
 ) -> None:
     """Certify the images that the log does not hold yet; `progress` sees every new row."""
     for idx in indices:
-        if idx in log.done:
-            continue
-        pixels, label = images[idx]
-        started = time.perf_counter()
-        certificate = classifier.certify(pixels, plan)
-        seconds = time.perf_counter() - started
-        votes = certificate.votes_by_class()
-        top = certificate.class_id
-        if top is None:  # which class was selected is of interest even where nothing is certified
-            top = certificate.selected
-        row = Row(
-            idx=idx,
-            label=label,
-            predict=-1 if certificate.class_id is None else certificate.class_id,
-            radius=certificate.radius,
-            correct=certificate.class_id == label,
-            seconds=seconds,
-            p_lower=certificate.p_lower,
-            n=certificate.n,
-            count_a=votes[top],
-            top=top,
-        )
-        log.write(row)
-        progress(row)
+        if idx not in log.done:
+            row = certified_row(classifier, images, idx, plan)
+            log.write(row)
+            progress(row)
+
+
+def certified_row(classifier: SmoothedClassifier, images: ImageSet, idx: int, plan: Plan) -> Row:
+    """The log's row of one image."""
+    pixels, label = images[idx]
+    started = time.perf_counter()
+    certificate = classifier.certify(pixels, plan)
+    seconds = time.perf_counter() - started
+    votes = certificate.votes_by_class()
+    top = certificate.class_id
+    if top is None:  # which class was selected is of interest even where nothing is certified
+        top = certificate.selected
+    return Row(
+        idx=idx,
+        label=label,
+        predict=-1 if certificate.class_id is None else certificate.class_id,
+        radius=certificate.radius,
+        correct=certificate.class_id == label,
+        seconds=seconds,
+        p_lower=certificate.p_lower,
+        n=certificate.n,
+        count_a=votes[top],
+        top=top,
+    )

@@ -64,11 +64,12 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def train() -> Iterator[Train]:
-    """`macer train` in this process, uncompiled, in fp32 on one thread unless told otherwise."""
+    """`macer train` in this process, uncompiled, in fp32 on one thread, certifying nothing, unless told otherwise."""
     threads = torch.get_num_threads()
 
     def run(*arguments: Any) -> Result:
-        defaults = ("--device", "cpu", "--compile", "off", "--precision", "fp32", "--threads", "1")
+        defaults: tuple[Any, ...] = ("--device", "cpu", "--compile", "off", "--precision", "fp32", "--threads", "1")
+        defaults += ("--held-out", "0", "--no-tensorboard")
         return CliRunner().invoke(main, [str(a) for a in ("train", *defaults, *arguments)])
 
     yield run
@@ -85,7 +86,7 @@ def start() -> Iterator[Start]:
     def run(*arguments: Any) -> subprocess.Popen[str]:
         code = "from macer_serve.cli import main; main()"
         process = subprocess.Popen(
-            [sys.executable, "-c", code, "train", "--device", "cpu", *(str(a) for a in arguments)],
+            [sys.executable, "-c", code, "train", "--device", "cpu", "--held-out", "0", *(str(a) for a in arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -39,7 +39,7 @@ def batches_of(images: ImageSet, *, batch: int = 4, seed: int = 0, limit: int | 
 
 
 def whole_epoch(batches: Batches, epoch: int, first_step: int = 0) -> list[tuple[Tensor, Tensor]]:
-    return [(images.clone(), labels.clone()) for images, labels in batches.epoch(epoch, first_step)]
+    return [(images.clone(), labels.clone()) for images, labels, _ in batches.epoch(epoch, first_step)]
 
 
 def assert_same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> None:
@@ -54,7 +54,7 @@ def test_augmented_pixels_are_shifted_and_flipped_ones() -> None:
     padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)))
     seen: Counter[tuple[int, int, bool]] = Counter()
     for epoch in range(60):
-        for batch, labels in batches_of(images, batch=16).epoch(epoch, 0):
+        for batch, labels, _ in batches_of(images, batch=16).epoch(epoch, 0):
             assert batch.dtype == torch.float32
             assert batch.is_contiguous(memory_format=torch.channels_last)
             made = np.rint(batch.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
@@ -75,7 +75,7 @@ def test_augmented_pixels_are_shifted_and_flipped_ones() -> None:
 def test_digits_are_neither_flipped_nor_moved() -> None:
     images, pixels = numbered(10, "mnist")
     for epoch in range(5):
-        for batch, labels in batches_of(images).epoch(epoch, 0):
+        for batch, labels, _ in batches_of(images).epoch(epoch, 0):
             expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)[labels]
             assert torch.equal(batch, expected)
 
@@ -85,7 +85,7 @@ def test_an_epoch_is_each_image_once(count: int, batch: int) -> None:
     images, _ = numbered(count, "cifar10")
     batches = batches_of(images, batch=batch)
     for epoch in range(3):
-        labels = [labels for _, labels in batches.epoch(epoch, 0)]
+        labels = [labels for _, labels, _ in batches.epoch(epoch, 0)]
         assert len(labels) == batches.steps_per_epoch == -(-count // batch)
         assert [len(part) for part in labels[:-1]] == [batch] * (len(labels) - 1)
         assert sorted(torch.cat(labels).tolist()) == list(range(count)) == list(range(batches.images_per_epoch))
@@ -114,7 +114,7 @@ def test_epochs_and_seeds_differ_in_order_and_augmentation() -> None:
 
 def test_a_limit_is_the_head_of_an_array() -> None:
     images, _ = numbered(10, "cifar10")
-    labels = torch.cat([labels for _, labels in batches_of(images, limit=6).epoch(0, 0)])
+    labels = torch.cat([labels for _, labels, _ in batches_of(images, limit=6).epoch(0, 0)])
     assert sorted(labels.tolist()) == list(range(6))
     assert batches_of(images, limit=99).images_per_epoch == 10
 
@@ -134,17 +134,17 @@ def test_generators_are_their_address() -> None:
     assert len({draw(*address) for address in addresses}) == len(addresses)
 
 
-def tree_batches(tree: Path, *, workers: int = 0, **options: Any) -> TreeBatches:
+def tree_batches(tree: Path, *, loaders: int = 0, **options: Any) -> TreeBatches:
     defaults: dict[str, Any] = {"size": 16, "batch": 4, "seed": 0, "limit": None}
-    return TreeBatches(load_dataset("imagenet", tree, "train"), device=CPU, workers=workers, **{**defaults, **options})
+    return TreeBatches(load_dataset("imagenet", tree, "train"), device=CPU, loaders=loaders, **{**defaults, **options})
 
 
-def test_tree_batches_do_not_depend_on_the_workers(tree: Path) -> None:
+def test_tree_batches_do_not_depend_on_the_loaders(tree: Path) -> None:
     for epoch in range(2):
         undisturbed = whole_epoch(tree_batches(tree), epoch)
         assert [len(labels) for _, labels in undisturbed] == [4, 4, 4, 3]
-        for first_step, workers in ((0, 2), (1, 0), (2, 2), (3, 0)):
-            made = whole_epoch(tree_batches(tree, workers=workers), epoch, first_step)
+        for first_step, loaders in ((0, 2), (1, 0), (2, 2), (3, 0)):
+            made = whole_epoch(tree_batches(tree, loaders=loaders), epoch, first_step)
             assert_same(made, undisturbed[first_step:])
 
 
@@ -166,7 +166,7 @@ def test_tree_batches_are_augmented_images_with_their_labels(tree: Path) -> None
 @pytest.mark.parametrize("limit", [3, 8, 10, 14])
 def test_a_limit_is_spread_over_the_classes_of_a_tree(tree: Path, limit: int) -> None:
     batches = tree_batches(tree, limit=limit)
-    labels = torch.cat([labels for _, labels in batches.epoch(0, 0)])
+    labels = torch.cat([labels for _, labels, _ in batches.epoch(0, 0)])
     assert len(labels) == batches.images_per_epoch == limit
     counts = labels.bincount(minlength=3)
     assert counts.max() - counts.min() <= 1
@@ -189,24 +189,24 @@ def damage_chunk(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_truncated, damage_text, damage_chunk])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_is_reported_by_its_path(tree: Path, damage: Any, workers: int) -> None:
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_an_unreadable_image_is_reported_by_its_path(tree: Path, damage: Any, loaders: int) -> None:
     broken = tree / "train" / "bee" / "3.png"
     damage(broken)
     with pytest.raises(DataError) as caught:
-        whole_epoch(tree_batches(tree, workers=workers), 0)
+        whole_epoch(tree_batches(tree, loaders=loaders), 0)
     message = str(caught.value)
     assert message.startswith(f"{broken}: unreadable image")
     assert "\n" not in message
     assert "remove or replace it" in message
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_command_reports_an_unreadable_image_without_a_traceback(tree: Path, train: Any, workers: int) -> None:
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_the_command_reports_an_unreadable_image_without_a_traceback(tree: Path, train: Any, loaders: int) -> None:
     broken = tree / "train" / "bee" / "3.png"
     damage_truncated(broken)
     options = ("--dataset", "imagenet", "--data-dir", tree, "--size", 32, "--arch", "lenet", "--batch", 4)
-    result = train(*options, "--out", tree / "out", "--epochs", 1, "--k", 1, "--workers", workers)
+    result = train(*options, "--out", tree / "out", "--epochs", 1, "--k", 1, "--loaders", loaders)
     assert result.exit_code == 4
     assert f"macer: {broken}: unreadable image" in result.output
     assert "Traceback" not in result.output
@@ -226,5 +226,5 @@ def test_padding_is_zero() -> None:
         _Source(data=np.full((30, 6, 7, 3), 255, np.uint8), targets=list(range(30))),
         ("a", "b"),
     )
-    values = torch.cat([batch.flatten() for batch, _ in batches_of(white).epoch(0, 0)])
+    values = torch.cat([batch.flatten() for batch, _, _ in batches_of(white).epoch(0, 0)])
     assert set(values.unique().tolist()) == {0.0, 1.0}

@@ -203,4 +203,4 @@ def test_gaussian_augmentation_is_cross_entropy_on_one_noisy_copy() -> None:
     expected = -np.log(p[np.arange(8), labels.numpy()]).mean()
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert sums["loss"].item() == pytest.approx(8 * expected, rel=1e-6)
-    assert int(sums["correct"]) == (p.argmax(1) == labels.numpy()).sum()
+    assert int(sums["noisy_correct"]) == (p.argmax(1) == labels.numpy()).sum()

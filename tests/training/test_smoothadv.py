@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from training.methods import Step
 from training.methods.smoothadv import ATTACKS, ddn, pgd, smoothadv, smoothed_loss
+from training.network import Group
+from training.network import Network as Net
+from training.precision import Precision
 from training.recipes import recipe
 
 Array = npt.NDArray[np.float64]
@@ -153,11 +156,9 @@ def test_the_method_attacks_the_frozen_network_under_the_updates_own_noise(epoch
 
 
 def test_the_frozen_network_is_in_evaluation_mode_and_gathers_no_gradients() -> None:
-    from training.loop import _frozen
-
     model = Network().train()
     statistics = model.layers[2].running_mean.clone()
-    frozen = _frozen(model, model)
+    frozen = Net(model, Precision(torch.device("cpu"), "fp32", False, 1), Group()).frozen
     x = torch.rand(4, *SHAPE, requires_grad=True)
     torch.autograd.grad(frozen(x).sum(), x)
     assert torch.equal(model.layers[2].running_mean, statistics), "training mode would have moved them"

@@ -17,7 +17,7 @@ def gaussian(model: Logits, images: Tensor, labels: Tensor, recipe: Recipe, step
     """Mean cross-entropy of the noisy images and its sums; see `training.methods` for shapes."""
     noise = torch.randn(images.shape, generator=step.generator, device=images.device)
     logits = model(torch.add(images, noise, alpha=recipe.sigma)).float()
-    loss = F.cross_entropy(logits, labels)
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     with torch.no_grad():
-        sums = {"loss": loss * len(labels), "correct": (logits.argmax(1) == labels).sum()}
+        sums = {"loss": loss * len(labels), "noisy_correct": (logits.argmax(1) == labels).sum()}
     return loss, sums

@@ -17,21 +17,31 @@ _TINY = 1e-30
 
 
 def macer_loss(
-    logits: Tensor, labels: Tensor, *, sigma: float, lam: float, gamma: float, beta: float
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    sigma: float,
+    lam: float,
+    gamma: float,
+    beta: float,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Sums]:
     """MACER's loss over logits `[B, k, classes]` and labels `[B]`, in the logits' own precision.
 
     With q = mean over k of softmax(beta z), top two t0 >= t1 and xi = Phi^-1(t0) - Phi^-1(t1), a sample
     whose argmax of q is its label and whose xi <= gamma costs (sigma / 2)(gamma - xi). The rest of the
-    samples contribute the classification loss -log(mean softmax(z)[y] + 1e-10) alone (eqs. 8-10).
+    samples contribute the classification loss -log(mean softmax(z)[y] + 1e-10) alone (eqs. 8-10). Of that loss,
+    `label_smoothing` is averaged over all classes in place of the label.
 
     Phi^-1(t0) is taken as -Phi^-1(1 - t0) with 1 - t0 summed from the other classes, in log space: a
     saturated sample has t0 = 1 in floating point, but never a lost 1 - t0.
     """
     batch, copies, _ = logits.shape
     log_mean = logits.log_softmax(-1).logsumexp(1) - math.log(copies)
-    log_label = log_mean.gather(1, labels[:, None]).squeeze(1)
-    classification = -torch.logaddexp(log_label, log_label.new_tensor(math.log(1e-10))).sum()
+    surprise = -torch.logaddexp(log_mean, log_mean.new_tensor(math.log(1e-10)))
+    classification = (1.0 - label_smoothing) * surprise.gather(1, labels[:, None]).sum()
+    if label_smoothing:
+        classification = classification + label_smoothing * surprise.mean(1).sum()
 
     log_q = (beta * logits).log_softmax(-1).logsumexp(1) - math.log(copies)
     first = log_q.argmax(1)
@@ -61,6 +71,7 @@ def macer_loss(
             "correct": right.sum(),
             "inside": inside.sum(),
             "saturated": (right & ~inside).sum(),
+            "noisy_correct": (logits.argmax(-1) == labels[:, None]).sum().double() / copies,
             "soft_radius": radius.sum(),
         }
     return (classification + lam * robustness) / batch, sums
@@ -68,16 +79,17 @@ def macer_loss(
 
 def macer(model: Logits, images: Tensor, labels: Tensor, recipe: Recipe, step: Step) -> tuple[Tensor, Sums]:
     """MACER's loss on `recipe.k` noisy copies an image; see `training.methods` for shapes."""
-    copies = images.repeat_interleave(recipe.k, 0)
+    copies = images.repeat_interleave(recipe.copies(step.epoch), 0)
     noise = torch.randn(copies.shape, generator=step.generator, device=images.device)
     logits = model(copies.add_(noise, alpha=recipe.sigma)).float()
     loss, sums = macer_loss(
-        logits.view(len(images), recipe.k, -1),
+        logits.view(len(images), recipe.copies(step.epoch), -1),
         labels,
         sigma=recipe.sigma,
         lam=recipe.lam if step.epoch >= recipe.defer else 0.0,
         gamma=recipe.gamma,
         beta=recipe.beta,
+        label_smoothing=recipe.label_smoothing,
     )
     with torch.no_grad():
         sums["loss"] = loss * len(labels)

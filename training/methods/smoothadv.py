@@ -109,11 +109,11 @@ def smoothadv(model: Logits, images: Tensor, labels: Tensor, recipe: Recipe, ste
     )
     logits = model((attacked.detach()[:, None] + noise).flatten(0, 1)).float()
     repeated = labels.repeat_interleave(copies)
-    loss = F.cross_entropy(logits, repeated)
+    loss = F.cross_entropy(logits, repeated, label_smoothing=recipe.label_smoothing)
     with torch.no_grad():
         sums = {
             "loss": loss * batch,
-            "correct": (logits.argmax(1) == repeated).sum() / copies,
+            "noisy_correct": (logits.argmax(1) == repeated).sum().double() / copies,
             "attack_norm": (attacked - images).flatten(1).norm(dim=1).sum(),
         }
     return loss, sums

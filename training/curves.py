@@ -1,0 +1,47 @@
+"""A run's logs as TensorBoard shows them: a view, written anew whenever the run starts or continues."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from macer_serve.errors import TrainingError
+from training.run_state import RunFolder
+
+
+class Curves:
+    """Event files in `OUT.run/tensorboard`; see them with `tensorboard --logdir OUT.run`.
+
+    Raises `TrainingError` where there is nothing to write them with.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise TrainingError("tensorboardX is not installed; install it, or use --no-tensorboard") from error
+        self.folder = folder
+        where = folder.folder / "tensorboard"
+        shutil.rmtree(where, ignore_errors=True)
+        self._writer: Any = SummaryWriter(str(where))
+        self._written: set[tuple[str, int]] = set()
+
+    def update(self) -> None:
+        """Show what the logs say beyond what is shown already."""
+        for kind, entries in (("train", self.folder.entries()), ("certified", self.folder.certified())):
+            for entry in entries:
+                if (kind, entry["epoch"]) in self._written:
+                    continue
+                self._written.add((kind, entry["epoch"]))
+                for name, value in _scalars(entry):
+                    self._writer.add_scalar(f"{kind}/{name}", value, entry["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _scalars(entry: dict[str, Any]) -> list[tuple[str, float]]:
+    flat = [(name, value) for name, value in entry.items() if name != "certified"]
+    flat += [(f"accuracy at radius {radius}", value) for radius, value in entry.get("certified", {}).items()]
+    return [(name, float(value)) for name, value in flat if isinstance(value, int | float) and name != "epoch"]

@@ -1,0 +1,74 @@
+"""How a run is computed: device, arithmetic, compilation, threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from macer_serve.errors import ParameterError, TrainingError
+from macer_serve.hardware import has_amx, multiplies_bf16, pick_device
+
+Arithmetic = Literal["bf16", "tf32", "fp32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Fixed for a run, since each choice gives other bits.
+
+    `bf16` is autocast with fp32 weights; `tf32` rounds the inputs of fp32 products to 10 bits on GPUs; fp32 is exact.
+    """
+
+    device: torch.device
+    arithmetic: Arithmetic
+    compiled: bool
+    threads: int
+
+    @classmethod
+    def choose(cls, device: str | None, arithmetic: str, compile_: str) -> Precision:
+        """What pays on this machine, unless told: bf16 where the hardware multiplies it, compiled on GPUs and AMX.
+
+        Raises `ParameterError` for tf32 without a GPU, `TrainingError` for compilation without a compiler.
+        """
+        chosen = pick_device(device)
+        compiler = _compiler(chosen)
+        if compile_ == "on" and compiler is None:
+            raise TrainingError("--compile on needs a C++ compiler (g++, or the one CXX names); use --compile off")
+        if arithmetic == "auto":
+            arithmetic = "bf16" if multiplies_bf16(chosen) else "tf32" if chosen.type == "cuda" else "fp32"
+        if arithmetic == "tf32" and chosen.type != "cuda":
+            raise ParameterError("--precision tf32 is a GPU's arithmetic; use bf16 or fp32 on a CPU")
+        return cls(
+            chosen,
+            arithmetic,  # type: ignore[arg-type]  # one of the command's choices
+            compile_ == "on" or (compile_ == "auto" and compiler is not None and (chosen.type == "cuda" or has_amx())),
+            torch.get_num_threads(),
+        )
+
+    @property
+    def bf16(self) -> bool:
+        return self.arithmetic == "bf16"
+
+    def apply(self) -> None:
+        """Set what torch keeps a process: without it, cuDNN's fp32 convolutions are tf32 ones."""
+        torch.set_num_threads(self.threads)
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.arithmetic == "tf32"
+
+    def to_json(self) -> dict[str, Any]:
+        cpu = {"threads": self.threads} if self.device.type == "cpu" else {}
+        tf32 = {"tf32": True} if self.arithmetic == "tf32" else {}
+        return {"device": self.device.type, "bf16": self.bf16, **tf32, "compiled": self.compiled, **cpu}
+
+
+def _compiler(device: torch.device) -> str | None:
+    """The compiler that torch.compile would call, None where there is none: it fails at the first step then."""
+    if device.type == "cuda":  # Triton builds its launchers with a C compiler
+        names = [os.environ["CC"]] if "CC" in os.environ else ["clang", "gcc"]
+    else:
+        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    return next((path for name in names if (path := shutil.which(name))), None)
