@@ -96,8 +96,8 @@ def our_rate(r: Recipe, data_dir: Path, images: int, arch: str) -> tuple[float, 
     """Images a second of `macer train` in its second epoch, and how it computed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "checkpoint"
-        options = TrainingOptions("cifar10", data_dir, out, r.method, r.sigma, arch=arch, limit=images)
-        config = run_training(options, r, progress=lambda *_: None)
+        options = TrainingOptions("cifar10", data_dir, out, r.method, r.sigma, arch=arch, limit=images, held_out=0)
+        config = run_training(options, r)
         log = (out.with_name("checkpoint.run") / "log.jsonl").read_text().splitlines()
     return json.loads(log[1])["images_per_second"], json.dumps(config.recipe["precision"])
 

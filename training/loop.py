@@ -48,6 +48,7 @@ class Conduct:
 
     `micro_batch` images at a time go through the network, gradients added up, where a whole batch with its copies
     does not fit in memory; None for the whole batch. The state is saved every `save_every` steps, and after each epoch.
+    A mean loss above `most_loss` over an epoch is divergence.
     `progress` is told every step, and `after_epoch` every epoch when its state is saved, with the number of epochs done
     and the model to be exported; told of an epoch again, when a run continues, it does what it did not yet do.
     """
@@ -55,6 +56,7 @@ class Conduct:
     precision: Precision
     micro_batch: int | None = None
     save_every: int | None = None
+    most_loss: float = math.inf
     group: Group = field(default_factory=Group)
     progress: Progress = lambda epoch, step, steps, metrics: None
     after_epoch: AfterEpoch = lambda epochs, model: None
@@ -162,10 +164,14 @@ class _Run:
         agreed = self.conduct.group.agreed(torch.stack([self.sums["loss"], weights.to(self.sums["loss"])])).tolist()
         if not (math.isfinite(agreed[0]) and agreed[1] == 1.0):
             what = "the weights became infinite" if math.isfinite(agreed[0]) else f"the loss became {agreed[0]}"
-            raise TrainingError(
-                f"{what} in epoch {self.epoch + 1}. Start anew (--restart) with a lower --lr, a longer --defer (MACER) "
-                f"or --precision fp32; the last finite state is kept in {self.folder.folder}."
-            )
+            raise _stopped(what, self.epoch, self.folder)
+
+
+def _stopped(what: str, epoch: int, folder: RunFolder) -> TrainingError:
+    return TrainingError(
+        f"{what} in epoch {epoch + 1}. Start anew (--restart) with a lower --lr, a longer --defer (MACER) "
+        f"or --precision fp32; the last finite state is kept in {folder.folder}."
+    )
 
 
 def train(
@@ -212,6 +218,8 @@ def train(
             sums = conduct.group.total(run.sums)
             if first:
                 metrics = _metrics(sums, batches.images_per_epoch, seconds)
+                if metrics["loss"] > conduct.most_loss:
+                    raise _stopped(f"the loss rose to {metrics['loss']:.3g}", run.epoch, folder)
                 folder.log({"epoch": run.epoch, "lr": rate, **metrics})
             run.sums, run.seconds, run.step, run.epoch = {}, 0.0, 0, run.epoch + 1
             run.save(0.0, identity)

@@ -40,6 +40,10 @@ _DEFAULT_ARCHITECTURE = {
 }
 
 
+# A mean loss so many times that of a network that knows nothing is not learning's.
+_DIVERGED = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
     """What a run is told besides its recipe. Paths as given; `threads` None means all cores, shared among workers.
@@ -116,10 +120,12 @@ def _initial(options: TrainingOptions, classes: tuple[str, ...], arch: str) -> t
     if options.init is None:
         return model, None
     config, start = load_model(options.init)
-    if (config.architecture, config.classes, config.mean, config.std) != (arch, classes, info.mean, info.std):
+    if (config.architecture, config.mean, config.std) != (arch, info.mean, info.std) or config.classes != classes:
+        differing = [f"{a!r} there, {b!r} here" for a, b in zip(config.classes, classes, strict=False) if a != b]
         raise ParameterError(
             f"--init {options.init} is {config.architecture} with {len(config.classes)} classes on "
             f"{config.dataset}; this run needs {arch} with {len(classes)} classes on {options.dataset}"
+            + (f" (classes differ in name, the first: {differing[0]})" if differing else "")
         )
     try:
         model.load_state_dict(start.state_dict())
@@ -245,6 +251,7 @@ def train_here(
         precision=precision,
         micro_batch=options.micro_batch,
         save_every=options.save_every,
+        most_loss=_DIVERGED * recipe.untrained_loss(len(images.classes)),
         group=group,
         progress=progress,
         after_epoch=after_epoch,

@@ -33,9 +33,19 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 @click.command("train")
 @click.option("--dataset", type=click.Choice(list(DATASETS)), required=True)
-@click.option("--data-dir", type=click.Path(path_type=Path), required=True, help="Where the data set lies.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    envvar="MACER_DATA_DIR",
+    help="Where the data set lies.  [default: the environment's MACER_DATA_DIR]",
+)
 @click.option("--download", is_flag=True, help="Fetch CIFAR-10, SVHN or MNIST into --data-dir first.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The checkpoint folder to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The checkpoint folder to write.  [default: runs/DATASET-METHOD-sigmaSIGMA]",
+)
 @click.option("--method", type=click.Choice(["macer", "gaussian", "smoothadv"]), default="macer", show_default=True)
 @click.option("--arch", default=None, help="Base classifier.  [default: resnet110, lenet or resnet50, by data set]")
 @click.option("--sigma", type=float, default=0.25, show_default=True, help="Noise, in pixel values in [0, 1].")
@@ -99,7 +109,8 @@ def command(**options: Any) -> None:
     name = options.pop("recipe_name")
     given = {option: options.pop(option) for option in RECIPE_OPTIONS}
     chosen = recipe(options["dataset"], options["method"], options["sigma"], name).with_options(**given)
-    settings = TrainingOptions(**options)
+    out = options.pop("out") or Path("runs") / f"{options['dataset']}-{options['method']}-sigma{options['sigma']:g}"
+    settings = TrainingOptions(out=out, **options)
     click.echo(f"{settings.dataset}, {chosen.to_json()}", err=True)
     with _Bars(chosen.epochs, settings.held_out) as bars:
         config = run_training(settings, chosen, progress=bars.step, certified=bars.certified)
