@@ -2,9 +2,9 @@
 
     python benchmarks/agreement.py CHECKPOINT --data-dir DIR --out LOG.tsv [--radius 0.25] [--every 20]
 
-Both plans read the same votes: the noise of an image is. Per image the plan `radius` runs to its end; then more of the
-same stream is drawn until it is settled whether the fixed plan, on its 100,000 votes, certifies the radius: either all
-of them were counted, or the chance that the rest of them reverses the answer is below 2 * `CHANCE`. (p lies within its
+Both plans read the same votes, those of one stream of noise an image. The plan `radius` runs to its end; then the
+stream is read on until it is settled whether the fixed plan, on its 100,000 votes, certifies the radius: either all of
+them were counted, or the chance that the rest of them reverses the answer is below 2 * `CHANCE`. (p lies within its
 anytime-valid bounds but for a chance of `CHANCE`; the rest is then Bin(n - m, p), whose tail must be below `CHANCE`,
 too.) Few images need more than some thousand votes for that, so the claim is checked on hundreds of images where
 running the fixed plan takes hours. An interrupted log is continued.
@@ -29,14 +29,15 @@ from scipy.stats import binom
 from tqdm import tqdm
 
 from macer_serve.datasets import load_dataset
-from macer_serve.smoothed import SmoothedClassifier, next_step
+from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing import mixture
 from macer_serve.smoothing.bounds import clopper_pearson_lower
+from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.plan import Plan
 from macer_serve.voters import Task, Voter
 
-N, ALPHA, CHANCE = 100_000, 0.001, 1e-9
+N, ALPHA, CHANCE = 100_000, 0.001, 1e-6
 COLUMNS = ("idx", "radius_plan", "radius_n", "fixed_plan", "counted", "k", "engine")
 
 
@@ -61,25 +62,20 @@ def settled(k: int, m: int, needed: int) -> bool | None:
     return False if binom.sf(needed - k - 1, N - m, high) < CHANCE else None
 
 
-def fixed_plan(g: SmoothedClassifier, voter: Voter, pixels: Any, needed: int) -> tuple[bool, int, int]:
-    """Whether the fixed plan certifies, and the votes (m, k for the class) that settle it."""
-    question = g.question(pixels)
-    plan = Plan(n=N, alpha=ALPHA)
-    run = g.certification(question, plan)
-    counted, m = np.zeros(voter.classes, dtype=np.int64), 0
-    while True:
-        steps = [draws for _ in range(voter.workers) if (draws := next_step(run, voter.step))]
-        waiting = [(draws, voter.submit([Task(question.x, question.seed, d) for d in draws])) for draws in steps]
-        for draws, future in waiting:
-            for draw, votes in zip(draws, future.result(), strict=True):
-                assert isinstance(draw, Draw)
-                run.add(draw, votes)
-                if draw.purpose == "estimation":
-                    counted, m = counted + votes, m + len(draw)
-        selection = run.claim().selection_votes
-        top = int(np.argmax(selection))
-        if m and np.sum(selection) == plan.n0 and (answer := settled(int(counted[top]), m, needed)) is not None:
-            return answer, m, int(counted[top])
+def fixed_plan(
+    g: SmoothedClassifier, voter: Voter, pixels: Any, so_far: Certificate, needed: int
+) -> tuple[bool, int, int]:
+    """Whether the fixed plan certifies, and the votes (m, k for the class) that settle it, beginning with `so_far`'s."""
+    question, top, m = g.question(pixels), so_far.selected, so_far.n
+    k = so_far.votes_by_class()[top]
+    while (answer := settled(k, m, needed)) is None:
+        # Seldom enough that judging costs little, often enough that little is drawn beyond the answer.
+        more = min(N - m, voter.step * voter.workers * max(1, m // (16 * voter.workers * voter.step)))
+        draws = Draw("estimation", m, m + more).cut(voter.step)
+        waiting = [voter.submit([Task(question.x, question.seed, draw)]) for draw in draws]
+        k += sum(int(future.result()[0][top]) for future in waiting)
+        m += more
+    return answer, m, k
 
 
 def judge(rows: list[dict[str, str]], p: float) -> None:
@@ -138,7 +134,7 @@ def main() -> None:
             mine = {"radius": "certified", "futility": "refuted"}.get(str(certificate.stopped), "undecided")
             if mine == "undecided" and certificate.radius >= options.radius:
                 mine = "certified"
-            fixed, counted, k = fixed_plan(g, voter, pixels, needed)
+            fixed, counted, k = fixed_plan(g, voter, pixels, certificate, needed)
             values = (idx, mine, certificate.n, "certified" if fixed else "refuted", counted, k, voter.engine)
             row = dict(zip(COLUMNS, map(str, values), strict=True))
             log.writerow(row)

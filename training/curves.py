@@ -17,17 +17,20 @@ class Curves:
 
     def __init__(self, folder: RunFolder) -> None:
         try:
-            from tensorboardX import SummaryWriter
+            import tensorboardX
         except ImportError as error:
             raise TrainingError("tensorboardX is not installed; install it, or use --no-tensorboard") from error
         self.folder = folder
-        where = folder.folder / "tensorboard"
-        shutil.rmtree(where, ignore_errors=True)
-        self._writer: Any = SummaryWriter(str(where))
+        self._open: Any = tensorboardX.SummaryWriter
+        self._writer: Any = None
         self._written: set[tuple[str, int]] = set()
 
     def update(self) -> None:
-        """Show what the logs say beyond what is shown already."""
+        """Show what the logs say beyond what is shown already, within a second."""
+        if self._writer is None:  # not before: a command that is refused leaves the view as it is
+            where = self.folder.folder / "tensorboard"
+            shutil.rmtree(where, ignore_errors=True)
+            self._writer = self._open(str(where), flush_secs=1)
         for kind, entries in (("train", self.folder.entries()), ("certified", self.folder.certified())):
             for entry in entries:
                 if (kind, entry["epoch"]) in self._written:
@@ -35,10 +38,11 @@ class Curves:
                 self._written.add((kind, entry["epoch"]))
                 for name, value in _scalars(entry):
                     self._writer.add_scalar(f"{kind}/{name}", value, entry["epoch"])
-        self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        """Write what is still on its way to the disk."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _scalars(entry: dict[str, Any]) -> list[tuple[str, float]]:

@@ -6,20 +6,19 @@ where it stands; a run that was stopped anywhere continues to the very weights i
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from macer_serve.errors import TrainingError
 from training.data import Batches, generator_for
@@ -49,6 +48,7 @@ class Conduct:
     `micro_batch` images at a time go through the network, gradients added up, where a whole batch with its copies
     does not fit in memory; None for the whole batch. The state is saved every `save_every` steps, and after each epoch.
     A mean loss above `most_loss` over an epoch is divergence.
+    `stop_requested`, None for SIGTERM and SIGINT, is asked every step, and answers all workers alike.
     `progress` is told every step, and `after_epoch` every epoch when its state is saved, with the number of epochs done
     and the model to be exported; told of an epoch again, when a run continues, it does what it did not yet do.
     """
@@ -58,17 +58,15 @@ class Conduct:
     save_every: int | None = None
     most_loss: float = math.inf
     group: Group = field(default_factory=Group)
+    stop_requested: Callable[[], bool] | None = None
     progress: Progress = lambda epoch, step, steps, metrics: None
     after_epoch: AfterEpoch = lambda epochs, model: None
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests() -> Iterator[Callable[[], bool]]:
     """Asks whether SIGTERM or SIGINT has arrived, for as long as the context lasts."""
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread: a Ray worker's
-        yield lambda: False
-        return
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
@@ -95,21 +93,20 @@ class _Run:
             nesterov=recipe.nesterov,
             fused=True,
         )
-        average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
-        self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
+        self.average = copy.deepcopy(model) if recipe.ema else None
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.sums: dict[str, Tensor] = {}
 
     @property
     def exported(self) -> nn.Sequential:
         """The model that a checkpoint would hold now."""
-        if self.average is None:
-            return self.model
-        return cast(nn.Sequential, self.average.module)
+        return self.model if self.average is None else self.average
 
     def load(self, identity: dict[str, Any]) -> None:
         """Take up the saved state, where there is one."""
         state = self.folder.load(identity)
+        where = None if state is None else (state["epoch"], state["step"])
+        self.conduct.group.require_alike({**identity, "saved state": where})
         if state is None:
             return
         self.model.load_state_dict(state["model"])
@@ -122,14 +119,14 @@ class _Run:
         log.info("continuing at epoch %d, step %d", self.epoch + 1, self.step)
 
     def save(self, seconds: float, identity: dict[str, Any]) -> None:
-        """Save where the run stands; `seconds` into its epoch."""
+        """Save where the run stands; `seconds` into its epoch. No worker goes on, or ends, before it is saved."""
         self.sums = self.conduct.group.total(self.sums)
-        if self.conduct.group.rank:
-            return
-        where = {"epoch": self.epoch, "step": self.step, "seconds": seconds, "sums": self.sums}
-        average = {} if self.average is None else {"average": self.average.state_dict()}
-        weights = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        self.folder.save({**weights, **average, **where}, identity)
+        if self.conduct.group.rank == 0:
+            where = {"epoch": self.epoch, "step": self.step, "seconds": seconds, "sums": self.sums}
+            average = {} if self.average is None else {"average": self.average.state_dict()}
+            weights = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            self.folder.save({**weights, **average, **where}, identity)
+        self.conduct.group.wait()
 
     def update(self, images: Tensor, labels: Tensor, share: float, rate: float) -> None:
         """One optimiser step on this worker's `share` of a batch."""
@@ -141,21 +138,33 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         size = conduct.micro_batch or len(images)
         parts = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
-        for number, (part, its_labels) in enumerate(parts, start=1):
-            last = number == len(parts)
-            with nullcontext() if last else self.network.keeping_gradients():
-                step = Step(self.epoch, noise, self.network.frozen)
-                loss, sums = METHOD_FUNCTIONS[recipe.method](self.network, part, its_labels, recipe, step)
-                # Losses are means over what they were given: weighted, they add up to the mean over the whole batch.
-                weight = len(part) / len(images) * share * conduct.group.size
-                (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
+        for part, its_labels in parts:
+            step = Step(self.epoch, noise, self.network.frozen)
+            loss, sums = METHOD_FUNCTIONS[recipe.method](self.network, part, its_labels, recipe, step)
+            # Losses are means over what they were given: weighted, they add up to the mean over the whole batch.
+            weight = len(part) / len(images) * share
+            (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
             for name, value in sums.items():
                 value = value.detach().double() * bool(share)
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.network.exchange(share)
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self._update_average()
         self.step += 1
+
+    def _update_average(self) -> None:
+        """Move the average towards this step's weights; the first step's are where it begins.
+
+        Not by torch's `AveragedModel`, whose count of steps is a tensor: asking for it waits for the device.
+        """
+        if self.average is None:
+            return
+        towards = 1.0 - self.recipe.ema if self.epoch or self.step else 1.0
+        kept, new = self.average.state_dict(), self.model.state_dict()
+        means = [name for name, value in kept.items() if value.is_floating_point()]
+        torch._foreach_lerp_([kept[name] for name in means], [new[name] for name in means], towards)
+        for name in kept.keys() - set(means):  # counts of batches
+            kept[name].copy_(new[name])
 
     def require_finite(self) -> None:
         """Raise `TrainingError` before a state is saved that no further step could mend."""
@@ -194,7 +203,7 @@ def train(
     steps, first = batches.steps_per_epoch, conduct.group.rank == 0
     if first and run.epoch and not run.step:
         conduct.after_epoch(run.epoch, run.exported)
-    with _stop_requests() as stop_requested:
+    with nullcontext(conduct.stop_requested) if conduct.stop_requested else stop_requests() as stop_requested:
         metrics: dict[str, float] = next((e for e in reversed(folder.entries())), {})
         while run.epoch < recipe.epochs:
             model.train()

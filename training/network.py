@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from macer_serve.errors import TrainingError
 from training.precision import Precision
 
 
@@ -36,36 +36,88 @@ class Group:
             value /= self.size
         return value
 
+    def require_alike(self, settings: dict[str, Any]) -> None:
+        """Raise `TrainingError` on all workers unless they go by the same settings."""
+        if self.size == 1:
+            return
+        all_settings: list[Any] = [None] * self.size
+        dist.all_gather_object(all_settings, settings)
+        for rank, others in enumerate(all_settings):
+            if differing := [name for name, value in others.items() if value != all_settings[0][name]]:
+                what = "; ".join(f"{name} is {all_settings[0][name]!r} and {others[name]!r}" for name in differing)
+                raise TrainingError(
+                    f"workers 0 and {rank} differ: {what}. All need machines of one kind, and to read the same "
+                    "--data-dir and the same folder of --out."
+                )
+
+    def wait(self) -> None:
+        """Return when all workers have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+class Agreement:
+    """Whether any worker has said yes, told to all at the same step: one later.
+
+    The hosts exchange it while a step is under way, so that neither they nor their devices wait.
+    """
+
+    def __init__(self) -> None:
+        self._hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._said = torch.zeros((), dtype=torch.int32)
+        self._exchange: dist.Work | None = None
+
+    def __call__(self, yes: bool) -> bool:
+        """What was agreed of the answers given at the call before."""
+        if self._exchange is not None:
+            self._exchange.wait()
+        agreed = bool(self._said)
+        self._said = torch.tensor(int(yes), dtype=torch.int32)
+        self._exchange = dist.all_reduce(self._said, group=self._hosts, async_op=True)
+        return agreed
+
 
 class Network:
-    """A model made channels-last, autocast and compiled once at static shapes; its gradients averaged over workers."""
+    """A model made channels-last, autocast and compiled once at static shapes; the same on all workers."""
 
     def __init__(self, model: nn.Module, precision: Precision, group: Group) -> None:
-        self.model, self.precision = model, precision
+        self.model, self.precision, self.group = model, precision, group
         model.to(precision.device).to(memory_format=torch.channels_last)
         # Static shapes: with dynamic ones the graphs of a short last batch differ after a restart, and so do bits.
-        alone = cast(nn.Module, torch.compile(model, dynamic=False)) if precision.compiled else model
-        self._alone, self._together = alone, alone if group.size == 1 else DistributedDataParallel(alone)
+        self._forward = cast(nn.Module, torch.compile(model, dynamic=False)) if precision.compiled else model
+        if group.size > 1:
+            for value in model.state_dict().values():
+                dist.broadcast(value, src=0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits `[k, classes]` of `x` `[k, C, H, W]` in [0, 1], for the update."""
-        return self._logits(self._together, x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.precision.device.type, torch.bfloat16, enabled=self.precision.bf16):
+            return self._forward(x)  # type: ignore[no-any-return]
 
     def frozen(self, x: Tensor) -> Tensor:
         """Logits in evaluation mode, the weights constants: what an attack differentiates. Each call undoes itself."""
         self.model.eval().requires_grad_(False)
         try:
-            return self._logits(self._alone, x)
+            return self(x)
         finally:
             self.model.train().requires_grad_(True)
 
-    def keeping_gradients(self) -> AbstractContextManager[None]:
-        """Gradients made within are added up here, and averaged over the workers with the next ones made without."""
-        if isinstance(self._together, DistributedDataParallel):
-            return self._together.no_sync()
-        return nullcontext()
+    def exchange(self, share: float) -> None:
+        """Add up all workers' gradients, and batch-norm statistics in proportion to each one's share of the batch.
 
-    def _logits(self, forward: nn.Module, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.precision.device.type, torch.bfloat16, enabled=self.precision.bf16):
-            return forward(x)  # type: ignore[no-any-return]
+        In one piece and always in the same order: a continued run adds as an undisturbed one does, to the last bit.
+        (`DistributedDataParallel` arranges its buckets anew after the first step it sees, and leaves the statistics
+        of all but the first worker to themselves in evaluation mode.)
+        """
+        if self.group.size == 1:
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+        shares = torch._foreach_mul(statistics, share) if statistics else ()
+        flat = torch.cat([value.flatten() for value in (*gradients, *shares)])
+        dist.all_reduce(flat)
+        own = [*gradients, *statistics]
+        parts = torch.split(flat, [value.numel() for value in own])
+        torch._foreach_copy_(own, [part.view_as(value) for part, value in zip(parts, own, strict=True)])

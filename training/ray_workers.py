@@ -6,89 +6,222 @@ on one machine or on a file system that the machines of a cluster share.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import sys
+import os
+import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from macer_serve.datasets import load_dataset
 from macer_serve.errors import MacerError, ParameterError, TrainingError
-from training.network import Group
+from macer_serve.evaluation.logs import Row
+from training.loop import InterruptedRunError, Progress, stop_requests
+from training.network import Agreement, Group
 from training.recipes import Recipe
 from training.session import TrainingOptions, train_here
+
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
 
 log = logging.getLogger(__name__)
 
 # Losses in a row without an epoch or a save between them: then it is not chance, and goes on no longer.
 MOST_LOSSES = 3
+# Seconds that workers have, once the run is to stop, to finish a step and save; then they are ended as they are.
+GRACE = 60.0
+# Seconds without an answer after which, once the run is to stop, nobody is thought to be there any more.
+SILENCE = 5.0
+# Seconds between two reports of the first worker, and between two looks of the driver.
+REPORTS = 1.0
+# The others wait while the first certifies held-out images. Ray sees by itself that a worker is gone.
+PATIENCE = timedelta(days=1)
 
 
-def train_on_workers(options: TrainingOptions, recipe: Recipe) -> None:
+def train_on_workers(
+    options: TrainingOptions, recipe: Recipe, *, progress: Progress, certified: Callable[[Row], None]
+) -> None:
     """Train with `options.workers` workers, until the checkpoint is written.
 
     A worker that is lost (killed, its machine gone) ends the attempt; all start again from the last saved state.
-    Raises what a worker raised for the user's sake, or `TrainingError` after `MOST_LOSSES` attempts that saved nothing.
+    Raises what a worker raised for the user's sake, `InterruptedRunError` after SIGTERM or SIGINT, or `TrainingError`
+    after `MOST_LOSSES` attempts that saved nothing.
     """
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own choice, 15, leaves workers behind all else that runs
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nothing here heeds its notices
     import ray
-    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
 
+    if options.download:
+        for split in ("train", "test") if options.held_out else ("train",):
+            load_dataset(options.dataset, options.data_dir, split, download=True)
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        use_gpu = options.device == "cuda" or (options.device is None and gpus > 0)
-        if options.workers > (gpus if use_gpu else cores):
-            there = f"{gpus} GPUs" if use_gpu else f"{cores} CPU cores"
-            raise ParameterError(f"--workers {options.workers} needs one each, and the cluster has {there}")
-        threads = options.threads or max(1, cores // options.workers)
-        options = replace(
-            options,
-            device="cuda" if use_gpu else "cpu",
-            threads=threads,
-            data_dir=options.data_dir.absolute(),
-            out=options.out.absolute(),
-            init=_absolute(options.init),
-            restart=False,
-            download=False,
-        )
-        losses, saved = 0, _saved(options)
-        while True:
-            trainer = TorchTrainer(
-                _work,
-                train_loop_config={"options": options, "recipe": recipe},
-                scaling_config=ScalingConfig(
-                    num_workers=options.workers,
-                    use_gpu=use_gpu,
-                    resources_per_worker={"GPU": 1} if use_gpu else {"CPU": min(threads, cores // options.workers)},
-                ),
-                run_config=RunConfig(
-                    name=options.out.name, storage_path=str(options.run_folder.folder.absolute() / "ray")
-                ),
-            )
-            try:
-                trainer.fit()
-                return
-            except TrainingFailedError as error:
-                failures = getattr(error, "worker_failures", {})
-                for failure in failures.values():
-                    if isinstance(failure, MacerError):
-                        raise failure from error
-                losses, saved = (losses + 1, saved) if _saved(options) == saved else (1, _saved(options))
-                what = "; ".join(f"worker {rank}: {_first_line(failure)}" for rank, failure in failures.items())
-                what = what or _first_line(error)
-                if losses == MOST_LOSSES:
-                    raise TrainingError(
-                        f"workers were lost {losses} times without progress ({what}); what was saved is kept in "
-                        f"{options.run_folder.folder}. Run the same command again to continue."
-                    ) from error
-                log.warning("a worker was lost (%s): all continue from the last saved state", what)
+        with stop_requests() as stop_requested:
+            hear = {"progress": progress, "certified": certified, "interrupted": _raise}
+            _attempts(options, recipe, stop_requested, hear)
     finally:
         if started:
             ray.shutdown()
+
+
+def _attempts(
+    options: TrainingOptions,
+    recipe: Recipe,
+    stop_requested: Callable[[], bool],
+    hear: dict[str, Callable[..., None]],
+) -> None:
+    """Attempt after attempt, until one comes to the end."""
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    options, scaling = _placed(options)
+    folder = options.run_folder.folder
+    losses, saved = 0, _saved(options)
+    while True:
+        failure = _attempt(options, recipe, scaling, stop_requested, hear)
+        if failure is None:
+            return
+        if not isinstance(failure, TrainingFailedError | RayError):
+            raise failure
+        of_workers: dict[int, Exception] = getattr(failure, "worker_failures", {})
+        for error in of_workers.values():
+            if isinstance(error, MacerError):
+                raise error from failure
+        if stop_requested():
+            raise _interrupted(folder) from failure
+        log.info("%s", failure)
+        losses, saved = (losses + 1, saved) if _saved(options) == saved else (1, _saved(options))
+        what = "; ".join(f"worker {rank}: {_first_line(error)}" for rank, error in of_workers.items())
+        what = what or _first_line(getattr(failure, "controller_failure", failure))
+        if losses == MOST_LOSSES:
+            raise TrainingError(
+                f"the workers failed {losses} times without progress ({what}). What was saved is kept in {folder}: "
+                "run the same command again to continue. macer -v train ... says more of the failures."
+            ) from failure
+        log.warning("lost workers (%s): all continue from the last saved state", what)
+
+
+def _placed(options: TrainingOptions) -> tuple[TrainingOptions, ScalingConfig]:
+    """The options as each worker gets them, and what each takes of the cluster.
+
+    Raises `ParameterError` where the cluster has not as many GPUs or cores: Ray would wait for them.
+    """
+    import ray
+    from ray.train import ScalingConfig
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    cores, gpus = [int(m.get("CPU", 0)) for m in machines], sum(int(m.get("GPU", 0)) for m in machines)
+    device = options.device or ("cuda" if gpus else "cpu")
+    use_gpu = device.startswith("cuda")
+    if options.workers > (gpus if use_gpu else sum(cores)):
+        there = f"{gpus} GPUs" if use_gpu else f"{sum(cores)} CPU cores"
+        raise ParameterError(f"--workers {options.workers} needs one each, and the cluster has {there}")
+    most = max(1, cores_each(cores, options.workers))
+    threads = options.threads or most
+    options = replace(
+        options,
+        device="cuda" if use_gpu else device,
+        threads=threads,
+        data_dir=options.data_dir.absolute(),
+        out=options.out.absolute(),
+        init=_absolute(options.init),
+        restart=False,
+        download=False,
+    )
+    each = {"GPU": 1} if use_gpu else {"CPU": min(threads, most)}
+    return options, ScalingConfig(num_workers=options.workers, use_gpu=use_gpu, resources_per_worker=each)
+
+
+def cores_each(machines: list[int], workers: int) -> int:
+    """The most cores that each worker can have on machines of so many, 0 where one is left without."""
+    fitting = (each for each in range(max(machines), 0, -1) if sum(cores // each for cores in machines) >= workers)
+    return next(fitting, 0)
+
+
+def _attempt(
+    options: TrainingOptions,
+    recipe: Recipe,
+    scaling: ScalingConfig,
+    stop_requested: Callable[[], bool],
+    hear: dict[str, Callable[..., None]],
+) -> BaseException | None:
+    """One start of all workers, to the end of the run or of the attempt: None, or what ended it.
+
+    Raises `InterruptedRunError` where the run is to stop and the workers do not save and end in time.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    desk, failures, heard, stopping, answered = _desk(), [], False, None, time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:  # Ray Train wants a folder for checkpoints of its own
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"options": options, "recipe": recipe, "desk": desk, "level": log.getEffectiveLevel()},
+            torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
+            scaling_config=scaling,
+            run_config=RunConfig(  # type: ignore[call-arg]  # typed as the version before
+                name=options.out.name,
+                storage_path=scratch,
+                failure_config=FailureConfig(controller_failure_limit=0),  # type: ignore[call-arg]
+                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except BaseException as error:
+                failures.append(error)
+
+        # In a thread of its own: in the main thread Ray Train answers SIGINT, by ending the workers as they are.
+        fitting = threading.Thread(target=fit, daemon=True)
+        fitting.start()
+        while fitting.is_alive():
+            fitting.join(REPORTS)
+            stop = stop_requested()
+            with contextlib.suppress(RayError):  # reports are a courtesy
+                for name, said in ray.get(desk.take.remote(stop), timeout=REPORTS):
+                    heard = True
+                    hear[name](*said)
+                answered = time.monotonic()
+            if not stop:
+                continue
+            stopping = stopping or time.monotonic()
+            grace = GRACE if heard else 0.0  # nothing is lost before the first step
+            if fitting.is_alive() and time.monotonic() > min(stopping + grace, answered + SILENCE):
+                raise _interrupted(options.run_folder.folder)
+    return failures[0] if failures else None
+
+
+def _desk() -> Any:
+    """An actor on this machine where the first worker leaves what it has to say, and learns whether to stop."""
+    import ray
+
+    class Desk:  # a class within a function is sent to the actor whole: it need not import this module, and torch
+        def __init__(self) -> None:
+            self.said: list[tuple[str, Any]] = []
+            self.stop = False
+
+        def tell(self, name: str, *what: Any) -> bool:
+            self.said.append((name, what))
+            return self.stop
+
+        def take(self, stop: bool) -> list[tuple[str, Any]]:
+            said, self.said, self.stop = self.said, [], stop
+            return said
+
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return ray.remote(num_cpus=0, label_selector=here)(Desk).remote()
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -97,21 +230,64 @@ def _work(config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
+    logging.getLogger().setLevel(config["level"])
     context = ray.train.get_context()
-    options, recipe = config["options"], config["recipe"]
+    options, group = config["options"], Group(context.get_world_rank(), context.get_world_size())
     if options.device == "cuda":
         torch.cuda.set_device(ray.train.torch.get_device())
-    shown = time.monotonic()
+    reports, agreement = _Reports(config["desk"], group), Agreement()
+    try:
+        train_here(
+            options,
+            config["recipe"],
+            group,
+            stop_requested=lambda: agreement(reports.stop),
+            progress=reports.progress,
+            certified=reports.certified,
+        )
+    except InterruptedRunError as error:
+        reports.interrupted(error)
+        raise
 
-    def progress(epoch: int, step: int, steps: int, metrics: dict[str, float]) -> None:
-        nonlocal shown
-        if context.get_world_rank() == 0 and (time.monotonic() - shown > 10 or step == steps):
-            shown = time.monotonic()
-            loss = f", loss {metrics['loss']:.3f} in the epoch before" if "loss" in metrics else ""
-            print(f"epoch {epoch + 1}/{recipe.epochs}, step {step}/{steps}{loss}", file=sys.stderr, flush=True)
 
-    group = Group(context.get_world_rank(), context.get_world_size())
-    train_here(options, recipe, group, progress=progress)
+class _Reports:
+    """What the first worker leaves at the desk, about once a second and without waiting for an answer."""
+
+    def __init__(self, desk: Any, group: Group) -> None:
+        self.desk, self.first = desk, group.rank == 0
+        self.stop, self.answer, self.told = False, None, 0.0
+
+    def progress(self, epoch: int, step: int, steps: int, metrics: dict[str, float]) -> None:
+        import ray
+
+        if not self.first:
+            return
+        if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
+            with contextlib.suppress(ray.exceptions.RayError):
+                self.stop = ray.get(self.answer)
+            self.answer = None
+        if step == steps or (self.answer is None and time.monotonic() - self.told > REPORTS):
+            self.told = time.monotonic()
+            self.answer = self.desk.tell.remote("progress", epoch, step, steps, metrics)
+
+    def certified(self, row: Row) -> None:
+        self.desk.tell.remote("certified", row)
+
+    def interrupted(self, error: InterruptedRunError) -> None:
+        # All is saved then, and the driver need not wait until Ray Train, whose own processes a signal may have ended
+        # too, brings it the error.
+        if self.first:
+            self.desk.tell.remote("interrupted", error)
+
+
+def _raise(error: InterruptedRunError) -> None:
+    raise error
+
+
+def _interrupted(folder: Path) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"stopped; what was saved last is kept in {folder}. Run the same command again to continue."
+    )
 
 
 def _saved(options: TrainingOptions) -> list[str]:
@@ -124,5 +300,5 @@ def _absolute(checkpoint: str | None) -> str | None:
     return str(Path(checkpoint).expanduser().absolute())
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

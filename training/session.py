@@ -174,7 +174,9 @@ def _held_out(options: TrainingOptions, classes: tuple[str, ...]) -> ImageSet | 
     except DataError as error:
         raise DataError(f"{error} (Held-out images are certified at the end; --held-out 0 goes without.)") from error
     if images.classes != classes:
-        raise DataError(f"the test split of {options.dataset} has other classes than its training split")
+        raise DataError(
+            f"the test split of {options.dataset} has other classes than its training split; --held-out 0 goes without"
+        )
     return images
 
 
@@ -195,7 +197,7 @@ def run_training(
     if options.workers > 1:
         from training.ray_workers import train_on_workers
 
-        train_on_workers(options, recipe)
+        train_on_workers(options, recipe, progress=progress, certified=certified)
     else:
         train_here(options, recipe, Group(), progress=progress, certified=certified)
     return load_config(options.out)
@@ -206,6 +208,7 @@ def train_here(
     recipe: Recipe,
     group: Group,
     *,
+    stop_requested: Callable[[], bool] | None = None,
     progress: Progress = lambda epoch, step, steps, metrics: None,
     certified: Callable[[Row], None] = lambda row: None,
 ) -> None:
@@ -253,13 +256,16 @@ def train_here(
         save_every=options.save_every,
         most_loss=_DIVERGED * recipe.untrained_loss(len(images.classes)),
         group=group,
+        stop_requested=stop_requested,
         progress=progress,
         after_epoch=after_epoch,
     )
     batches = _batches(images, options, recipe.batch, precision.device, group)
-    exported = train(model, batches, recipe, seed=options.seed, conduct=conduct, folder=folder, identity=identity)
-    if curves is not None:
-        curves.close()
+    try:
+        exported = train(model, batches, recipe, seed=options.seed, conduct=conduct, folder=folder, identity=identity)
+    finally:
+        if curves is not None:
+            curves.close()
     if group.rank == 0:
         _write(exported, config, options, folder)
 

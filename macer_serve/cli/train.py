@@ -141,12 +141,11 @@ class _Bars:
         if self.steps is None:
             total, done = self.epochs * steps, epoch * steps + step - 1
             self.steps = tqdm(total=total, initial=done, unit="step", file=sys.stderr)
-        self.steps.update(1)
-        if step == 1 or step == steps:
-            names = {"loss": "loss", "soft_radius": "radius", "noisy_correct": "right under noise"}
-            shown = {label: f"{metrics[name]:.3f}" for name, label in names.items() if name in metrics}
-            self.steps.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
-            self.steps.set_postfix(shown, refresh=False)
+        names = {"loss": "loss", "soft_radius": "radius", "noisy_correct": "right under noise"}
+        shown = {label: f"{metrics[name]:.3f}" for name, label in names.items() if name in metrics}
+        self.steps.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+        self.steps.set_postfix(shown, refresh=False)
+        self.steps.update(epoch * steps + step - self.steps.n)  # of many workers not every step is heard of
 
     def certified(self, row: Row) -> None:
         from tqdm import tqdm

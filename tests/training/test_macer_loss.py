@@ -15,6 +15,7 @@ from torch import Tensor
 from training.methods import Step
 from training.methods.gaussian import gaussian
 from training.methods.macer import macer, macer_loss
+from training.methods.smoothadv import smoothadv
 from training.recipes import recipe
 
 CONSTANTS = {"sigma": 0.5, "lam": 4.0, "gamma": 8.0, "beta": 16.0}
@@ -26,11 +27,22 @@ def softmax(z: Array) -> Array:
     return e / e.sum(-1, keepdims=True)
 
 
-def paper(z: Array, labels: npt.NDArray[np.int64], *, sigma: float, lam: float, gamma: float, beta: float) -> float:
-    """The loss as the paper and its code define it, one sample after the other."""
-    total = 0.0
+def paper(
+    z: Array,
+    labels: npt.NDArray[np.int64],
+    *,
+    sigma: float,
+    lam: float,
+    gamma: float,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> float:
+    """The loss as the paper and its code define it, one sample after the other; labels as a spread distribution."""
+    total, classes = 0.0, z.shape[-1]
     for sample, label in zip(z, labels, strict=True):
-        total += -math.log(softmax(sample).mean(0)[label] + 1e-10)
+        target = [label_smoothing / classes + (1.0 - label_smoothing) * (c == label) for c in range(classes)]
+        mean = softmax(sample).mean(0)
+        total += -sum(t * math.log(p + 1e-10) for t, p in zip(target, mean, strict=True))
         q = softmax(beta * sample).mean(0)
         t1, t0 = np.sort(q)[-2:]
         xi = ndtri(t0) - ndtri(t1)
@@ -67,11 +79,26 @@ def test_it_is_the_papers_loss(classes: int, scale: float) -> None:
     assert loss32.item() == pytest.approx(paper(z32.astype(np.float64), labels, **CONSTANTS), rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_smoothed_labels_are_a_distribution_over_the_classes(classes: int, smoothing: float) -> None:
+    z, labels = random_case(classes, 0.5)
+    expected = paper(z, labels, **CONSTANTS, label_smoothing=smoothing)
+    assert abs(expected - paper(z, labels, **CONSTANTS)) > 1e-3
+    for dtype, rel in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+        logits = torch.from_numpy(z).to(dtype)
+        loss, sums = macer_loss(logits, torch.from_numpy(labels), **CONSTANTS, label_smoothing=smoothing)
+        assert loss.item() == pytest.approx(expected, rel=rel)
+        parts = sums["classification"] + CONSTANTS["lam"] * sums["robustness"]
+        assert parts.item() == pytest.approx(len(z) * expected, rel=rel), "the logged parts are the loss's"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize(("classes", "scale"), [(2, 0.1), (4, 0.05), (4, 0.2), (11, 0.1)])
-def test_its_gradient_is_that_of_the_papers_loss(classes: int, scale: float) -> None:
+def test_its_gradient_is_that_of_the_papers_loss(classes: int, scale: float, smoothing: float) -> None:
     z, labels = random_case(classes, scale, batch=4, copies=3)
     logits = torch.from_numpy(z).requires_grad_()
-    loss, sums = macer_loss(logits, torch.from_numpy(labels), **CONSTANTS)
+    loss, sums = macer_loss(logits, torch.from_numpy(labels), **CONSTANTS, label_smoothing=smoothing)
     loss.backward()
     assert sums["inside"] > 0
     numerical = np.zeros_like(z)
@@ -79,9 +106,31 @@ def test_its_gradient_is_that_of_the_papers_loss(classes: int, scale: float) -> 
         up, down = z.copy(), z.copy()
         up[at] += 1e-6
         down[at] -= 1e-6
-        numerical[at] = (paper(up, labels, **CONSTANTS) - paper(down, labels, **CONSTANTS)) / 2e-6
+        sides = [paper(moved, labels, **CONSTANTS, label_smoothing=smoothing) for moved in (up, down)]
+        numerical[at] = (sides[0] - sides[1]) / 2e-6
     assert logits.grad is not None
     np.testing.assert_allclose(logits.grad.numpy(), numerical, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_autograd_agrees_with_finite_differences(smoothing: float) -> None:
+    z, labels = random_case(5, 0.1, batch=3, copies=2)
+    logits = torch.from_numpy(z).requires_grad_()
+    targets = torch.from_numpy(labels)
+    torch.autograd.gradcheck(lambda x: macer_loss(x, targets, **CONSTANTS, label_smoothing=smoothing)[0], logits)
+
+
+def test_the_loss_on_saturated_votes_stays_finite_with_smoothed_labels() -> None:
+    """Every class but one has probability 0, and costs -log(1e-10) for its share of the label."""
+    z = torch.zeros(2, 3, 10)
+    z[:, :, 4] = 1e6
+    z.requires_grad_()
+    loss, _ = macer_loss(z, torch.tensor([4, 0]), **CONSTANTS, label_smoothing=0.1)
+    loss.backward()
+    nothing = -math.log(1e-10)
+    assert loss.item() == pytest.approx((0.09 * nothing + 0.99 * nothing) / 2, rel=1e-5)
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -204,3 +253,82 @@ def test_gaussian_augmentation_is_cross_entropy_on_one_noisy_copy() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert sums["loss"].item() == pytest.approx(8 * expected, rel=1e-6)
     assert int(sums["noisy_correct"]) == (p.argmax(1) == labels.numpy()).sum()
+
+
+def smoothed_cross_entropy(logits: Array, labels: npt.NDArray[np.int64], smoothing: float) -> float:
+    """The mean cross-entropy against labels of which `smoothing` is spread over all classes."""
+    log_p = np.log(softmax(logits))
+    of_label = log_p[np.arange(len(labels)), labels]
+    return float(-((1 - smoothing) * of_label + smoothing * log_p.mean(1)).mean())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+def test_label_smoothing_of_gaussian_augmentation_and_of_smoothadv(smoothing: float) -> None:
+    images, labels = torch.rand((8, 1, 1, 1), generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
+    for method, copies in ((gaussian, 1), (smoothadv, 3)):
+        chosen = recipe("cifar10", method.__name__, 0.5).with_options(label_smoothing=smoothing)
+        if copies > 1:
+            chosen = chosen.with_options(k=copies, attack_steps=0)
+        loss, sums = method(linear, images, labels, chosen, Step(0, torch.Generator().manual_seed(5), linear))
+        noise = torch.randn((8 * copies, 1, 1, 1), generator=torch.Generator().manual_seed(5))
+        logits = linear(images.repeat_interleave(copies, 0) + 0.5 * noise).double().numpy()
+        expected = smoothed_cross_entropy(logits, labels.repeat_interleave(copies).numpy(), smoothing)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+        assert sums["loss"].item() == pytest.approx(8 * expected, rel=1e-6)
+
+
+def test_the_attack_of_smoothadv_knows_nothing_of_smoothed_labels() -> None:
+    images, labels = torch.rand((8, 1, 1, 1), generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
+    norms = []
+    for smoothing in (0.0, 0.6):
+        options = {"k": 2, "attack_steps": 3, "epsilon": 0.2, "label_smoothing": smoothing}
+        chosen = recipe("cifar10", "smoothadv", 0.5).with_options(**options)
+        _, sums = smoothadv(linear, images, labels, chosen, Step(20, torch.Generator().manual_seed(5), linear))
+        norms.append(sums["attack_norm"].item())
+    assert norms[0] == norms[1] > 0
+
+
+@pytest.mark.parametrize(("k_deferred", "copies"), [(0, [8, 8, 8]), (1, [1, 1, 8]), (2, [2, 2, 8])])
+def test_deferred_epochs_take_the_copies_of_their_own(k_deferred: int, copies: list[int]) -> None:
+    chosen = recipe("cifar10", "macer", 0.5).with_options(k=8, defer=2, k_deferred=k_deferred)
+    images, labels, seen = torch.rand(6, 1, 1, 1), torch.arange(6) % 3, []
+
+    def counting(x: Tensor) -> Tensor:
+        seen.append(len(x) // len(images))
+        return linear(x)
+
+    for epoch in range(3):
+        _, sums = macer(counting, images, labels, chosen, Step(epoch, torch.Generator().manual_seed(5), linear))
+        assert sums["noisy_correct"] <= len(images), "a share of the copies, whatever their number"
+    assert seen == copies == [chosen.copies(epoch) for epoch in range(3)]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_deferred_with_one_copy_macer_is_gaussian_augmentation(smoothing: float) -> None:
+    """Loss, gradient and noise: the first part of a run is the other method's."""
+    shared = {"label_smoothing": smoothing}
+    deferred = recipe("cifar10", "macer", 0.5).with_options(k=8, defer=2, k_deferred=1, **shared)
+    plain = recipe("cifar10", "gaussian", 0.5).with_options(**shared)
+    images, labels = torch.rand((30, 1, 2, 2), generator=torch.Generator().manual_seed(1)), torch.arange(30) % 5
+    weights = torch.randn((4, 5), generator=torch.Generator().manual_seed(2))
+    found = []
+    for method, chosen in ((macer, deferred), (gaussian, plain)):
+        w = weights.clone().requires_grad_()
+        step = Step(1, torch.Generator().manual_seed(5), linear)
+        loss, sums = method(lambda x, w=w: x.flatten(1) @ w, images, labels, chosen, step)
+        loss.backward()
+        assert w.grad is not None
+        found.append((loss.item(), w.grad, sums["noisy_correct"].item(), sums["loss"].item()))
+    (loss, gradient, correct, total), (other_loss, other_gradient, other_correct, other_total) = found
+    assert loss == pytest.approx(other_loss, rel=1e-6)
+    torch.testing.assert_close(gradient, other_gradient, rtol=1e-5, atol=1e-7)
+    assert correct == other_correct
+    assert total == pytest.approx(other_total, rel=1e-6)
+
+
+def test_one_copy_without_robustness_loss_is_cross_entropy_but_for_what_is_added_to_the_probability() -> None:
+    z, labels = random_case(10, 9.0, copies=1)
+    loss, _ = macer_loss(torch.from_numpy(z), torch.from_numpy(labels), **{**CONSTANTS, "lam": 0.0})
+    p = softmax(z[:, 0])[np.arange(len(z)), labels]
+    assert p.min() < 1e-9, "the addition is in play"
+    assert loss.item() + np.log1p(1e-10 / p).mean() == pytest.approx(-np.log(p).mean(), abs=1e-13)

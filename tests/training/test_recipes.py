@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from macer_serve.cli import main
+from macer_serve.cli.train import RECIPE_OPTIONS
 from macer_serve.errors import ParameterError
-from training.recipes import recipe
+from training.recipes import METHODS as METHOD_CONSTANTS
+from training.recipes import Recipe, recipe
 
 # (lam, gamma, beta, k, lr, milestones, weight decay, batch, epochs, defer); Zhai et al. 2020 and their code for
 # CIFAR-10, public reproductions of it for MNIST (Jeong & Shin 2020) and ImageNet.
@@ -161,3 +167,153 @@ def test_a_shorter_run_ramps_sooner() -> None:
 def test_an_attack_outside_its_range_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(ParameterError, match="recipe: "):
         recipe("cifar10", "smoothadv", 0.25).with_options(**option)
+
+
+DATASETS = ("cifar10", "svhn", "mnist", "imagenet", "folder")
+METHODS = ("gaussian", "macer", "smoothadv")
+SIGMAS = (0.25, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(("dataset", "defer"), [("cifar10", 200), ("svhn", 200), ("imagenet", 30), ("folder", 30)])
+def test_at_sigma_1_macers_robustness_loss_waits_for_the_first_drop_of_the_rate(dataset: str, defer: int) -> None:
+    assert [recipe(dataset, "macer", sigma).defer for sigma in SIGMAS] == [0, 0, defer]
+    at_1 = recipe(dataset, "macer", 1.0)
+    assert at_1.defer == min(at_1.milestones)
+    assert at_1.k_deferred == 0, "as published, every epoch has all copies"
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_on_mnist_every_run_of_macer_waits_for_the_first_drop(sigma: float) -> None:
+    assert recipe("mnist", "macer", sigma).defer == 30 == min(recipe("mnist", "macer", sigma).milestones)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "svhn"])
+@pytest.mark.parametrize(("sigma", "lam", "defer"), [(0.25, 12, 0), (0.5, 4, 0), (1.0, 12, 50)])
+def test_the_short_recipe_is_the_published_one_of_150_epochs(
+    dataset: str, sigma: float, lam: float, defer: int
+) -> None:
+    r = recipe(dataset, "macer", sigma, "short")
+    assert (r.lr, r.milestones, r.weight_decay, r.batch, r.epochs) == (0.1, (50, 100), 1e-4, 256, 150)
+    assert (r.lam, r.gamma, r.beta, r.k, r.defer) == (lam, 8, 16, 16, defer)
+    assert (r.momentum, r.nesterov, r.schedule, r.ema, r.label_smoothing, r.k_deferred) == (0.9, False, "step", 0, 0, 0)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "smoothadv"])
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_methods_of_150_epochs_have_no_shorter_recipe(method: str, sigma: float) -> None:
+    assert recipe("cifar10", method, sigma, "short") == recipe("cifar10", method, sigma)
+    assert recipe("cifar10", method, sigma).epochs == 150
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "imagenet", "folder"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_short_recipe_is_refused_where_nothing_of_the_kind_is_published(dataset: str, method: str) -> None:
+    with pytest.raises(ParameterError, match="recipe short is for CIFAR-10 and SVHN; use published or fast"):
+        recipe(dataset, method, 0.5, "short")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_the_fast_recipe_exists_for_everything_and_takes_no_more_passes(
+    dataset: str, method: str, sigma: float
+) -> None:
+    fast, published = recipe(dataset, method, sigma, "fast"), recipe(dataset, method, sigma)
+    assert (fast.method, fast.sigma, fast.schedule) == (method, sigma, "one-cycle")
+    assert 0.9 < fast.ema < 1
+    assert (fast.lam, fast.gamma, fast.beta) == (published.lam, published.gamma, published.beta), "the loss is the same"
+    assert passes(fast) <= passes(published)
+    if method == "macer":
+        assert 0 < fast.defer < fast.epochs
+        assert fast.k_deferred == 1
+
+
+def passes(r: Recipe) -> int:
+    """Noisy copies an image in a whole run, with the attack's."""
+    return sum(r.copies(epoch) * (1 + r.attack_steps) for epoch in range(r.epochs))
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("factor", [0.2, 0.5, 2, 3])
+def test_the_deferral_of_the_fast_recipe_keeps_its_share_of_the_run(dataset: str, factor: float) -> None:
+    fast = recipe(dataset, "macer", 0.5, "fast")
+    scaled = fast.with_options(epochs=round(factor * fast.epochs))
+    assert scaled.defer == pytest.approx(fast.defer * scaled.epochs / fast.epochs, abs=0.5)
+    assert scaled.k_deferred == 1
+
+
+OPTIONS: dict[str, Any] = {
+    "epochs": 7,
+    "batch": 3,
+    "lr": 0.123,
+    "weight_decay": 0.01,
+    "momentum": 0.5,
+    "nesterov": False,
+    "schedule": "step",
+    "milestones": (1, 2),
+    "warmup": 0.4,
+    "label_smoothing": 0.3,
+    "ema": 0.0,
+    "k": 9,
+    "lam": 0.5,
+    "gamma": 1.0,
+    "beta": 2.0,
+    "defer": 1,
+    "k_deferred": 3,
+    "attack": "ddn",
+    "epsilon": 0.1,
+    "attack_steps": 5,
+    "ramp": 23,
+}
+
+
+def test_every_constant_of_a_recipe_is_an_option_of_the_command() -> None:
+    assert set(OPTIONS) == set(RECIPE_OPTIONS) == {f.name for f in fields(Recipe)} - {"method", "sigma"}
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "mnist", "imagenet"])
+@pytest.mark.parametrize("method", METHODS)
+def test_any_option_replaces_a_constant_of_the_fast_recipe(dataset: str, method: str) -> None:
+    fast = recipe(dataset, method, 0.5, "fast")
+    of_a_method = {name for names in METHOD_CONSTANTS.values() for name in names}
+    usable = [name for name in OPTIONS if name not in of_a_method or name in METHOD_CONSTANTS[fast.method]]
+    for name in usable:
+        before, changed = fast.to_json(), fast.with_options(**{name: OPTIONS[name]})
+        assert getattr(changed, name) == OPTIONS[name] != getattr(fast, name)
+        follows = {"epochs": {"milestones", "defer", "ramp"}, "milestones": {"defer"}}.get(name, set())
+        assert {n for n, value in changed.to_json().items() if value != before[n]} <= {name, *follows}
+    everything = fast.with_options(**{name: OPTIONS[name] for name in usable})
+    assert all(getattr(everything, name) == OPTIONS[name] for name in usable)
+
+
+def test_an_unknown_name_of_a_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"unknown recipe 'slow'; choose one of: published, short, fast"):
+        recipe("cifar10", "macer", 0.5, "slow")
+    command = ("train", "--dataset", "mnist", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--recipe")
+    for name, why in (("slow", "'slow' is not one of"), ("short", "recipe short is for CIFAR-10 and SVHN")):
+        refused = CliRunner().invoke(main, [*command, name])
+        assert refused.exit_code == 2
+        assert why in refused.output
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing must lie in [0, 1)"),
+        ({"label_smoothing": -0.1}, "label_smoothing must lie in [0, 1)"),
+        ({"ema": 1.0}, "ema must lie in [0, 1)"),
+        ({"ema": math.nan}, "ema must lie in [0, 1)"),
+        ({"k_deferred": -1}, "k_deferred must not be negative"),
+    ],
+)
+def test_averages_and_smoothing_outside_their_range_are_refused(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        recipe("cifar10", "macer", 0.5, "fast").with_options(**option)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "smoothadv"])
+def test_only_macer_defers(method: str) -> None:
+    with pytest.raises(ParameterError, match=f"method {method} has no k_deferred"):
+        recipe("cifar10", method, 0.5, "fast").with_options(k_deferred=1)

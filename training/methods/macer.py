@@ -38,14 +38,14 @@ def macer_loss(
     """
     batch, copies, _ = logits.shape
     log_mean = logits.log_softmax(-1).logsumexp(1) - math.log(copies)
-    surprise = -torch.logaddexp(log_mean, log_mean.new_tensor(math.log(1e-10)))
+    surprise = -torch.logaddexp(log_mean, log_mean.new_full((), math.log(1e-10)))
     classification = (1.0 - label_smoothing) * surprise.gather(1, labels[:, None]).sum()
     if label_smoothing:
         classification = classification + label_smoothing * surprise.mean(1).sum()
 
     log_q = (beta * logits).log_softmax(-1).logsumexp(1) - math.log(copies)
     first = log_q.argmax(1)
-    others = log_q.masked_fill(torch.nn.functional.one_hot(first, log_q.shape[1]).bool(), -math.inf)
+    others = log_q.scatter(1, first[:, None], -math.inf)
     log_rest, log_second = others.logsumexp(1), others.max(1).values
     right = first == labels
 
@@ -59,7 +59,7 @@ def macer_loss(
         inside = right & (state <= gamma)
     # Mask first, then recompute: samples outside the hinge enter as the constant 1/2, so that no gradient
     # ever meets their vanishing probabilities.
-    half = log_rest.new_tensor(math.log(0.5))
+    half = log_rest.new_full((), math.log(0.5))
     hinge = gamma - xi(torch.where(inside, log_rest, half), torch.where(inside, log_second, half))
     robustness = torch.where(inside, hinge, hinge.new_zeros(())).sum() * (sigma / 2)
 
