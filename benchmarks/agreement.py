@@ -65,7 +65,7 @@ def settled(k: int, m: int, needed: int) -> bool | None:
 def fixed_plan(
     g: SmoothedClassifier, voter: Voter, pixels: Any, so_far: Certificate, needed: int
 ) -> tuple[bool, int, int]:
-    """Whether the fixed plan certifies, and the votes (m, k for the class) that settle it, beginning with `so_far`'s."""
+    """Whether the fixed plan certifies, and the votes (m, k for the class) that settle it; `so_far`'s come first."""
     question, top, m = g.question(pixels), so_far.selected, so_far.n
     k = so_far.votes_by_class()[top]
     while (answer := settled(k, m, needed)) is None:

@@ -64,7 +64,7 @@ def train_on_workers(
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         with stop_requests() as stop_requested:
-            hear = {"progress": progress, "certified": certified, "interrupted": _raise}
+            hear: dict[str, Callable[..., None]] = {"progress": progress, "certified": certified, "interrupted": _raise}
             _attempts(options, recipe, stop_requested, hear)
     finally:
         if started:
