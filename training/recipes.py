@@ -1,14 +1,13 @@
 """Recipes: a training method with all its constants, the published ones as defaults.
 
 Sources: Zhai et al. 2020 (MACER), Cohen et al. 2019 (Gaussian augmentation), Salman et al. 2019 (SmoothAdv) and their
-public code;
-for MNIST, the public code of Jeong & Shin 2020, whose runs of MACER are all deferred to the first drop.
+public code; for MNIST, the public code of Jeong & Shin 2020, whose runs of MACER are all deferred to the first drop.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from macer_serve.errors import ParameterError
@@ -133,6 +132,10 @@ class Recipe:
         given.setdefault("defer", round(self.defer * scale))
         given.setdefault("ramp", round(self.ramp * scale))
         return replace(self, **given)
+
+
+# What may be given in place of a recipe's own: all of it but what it was chosen by.
+OPTIONS = tuple(constant.name for constant in fields(Recipe) if constant.name not in ("method", "sigma"))
 
 
 def _nearest_sigma(sigma: float) -> float:

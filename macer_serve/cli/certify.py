@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from macer_serve.cli.data_options import data_options
 from macer_serve.cli.plan_options import plan_of, plan_options
-from macer_serve.datasets import DATASETS
 
 if TYPE_CHECKING:
     from macer_serve.smoothing.plan import Plan
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("certify")
 @click.argument("checkpoint")
-@click.option("--dataset", type=click.Choice(list(DATASETS)), required=True)
-@click.option("--data-dir", type=click.Path(path_type=Path), required=True, help="Where the data set lies.")
-@click.option("--download", is_flag=True, help="Fetch CIFAR-10, SVHN or MNIST into --data-dir first.")
+@data_options
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The log (TSV).")
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Certify every K-th test image.")
 @click.option("--start", type=click.IntRange(0), default=0, help="First image.")

@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from macer_serve.datasets import DATASETS
+from macer_serve.cli.data_options import data_options
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from macer_serve.evaluation.logs import Row
-
-# What of the options are constants of the recipe.
-_OF_THE_RUN = ("epochs", "batch", "lr", "weight_decay", "momentum", "nesterov", "schedule", "milestones", "warmup")
-_OF_THE_LOSS = ("label_smoothing", "ema", "k", "lam", "gamma", "beta", "defer", "k_deferred")
-_OF_THE_ATTACK = ("attack", "epsilon", "attack_steps", "ramp")
-RECIPE_OPTIONS = (*_OF_THE_RUN, *_OF_THE_LOSS, *_OF_THE_ATTACK)
 
 
 def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -32,15 +26,7 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 
 @click.command("train")
-@click.option("--dataset", type=click.Choice(list(DATASETS)), required=True)
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    required=True,
-    envvar="MACER_DATA_DIR",
-    help="Where the data set lies.  [default: the environment's MACER_DATA_DIR]",
-)
-@click.option("--download", is_flag=True, help="Fetch CIFAR-10, SVHN or MNIST into --data-dir first.")
+@data_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -103,11 +89,11 @@ def command(**options: Any) -> None:
     Without further options this is the published recipe of the method. An interrupted run (Ctrl-C, SIGTERM,
     power cut) is continued by the same command, bit for bit.
     """
-    from training.recipes import recipe
+    from training.recipes import OPTIONS, recipe
     from training.session import TrainingOptions, run_training
 
     name = options.pop("recipe_name")
-    given = {option: options.pop(option) for option in RECIPE_OPTIONS}
+    given = {option: options.pop(option) for option in OPTIONS}
     chosen = recipe(options["dataset"], options["method"], options["sigma"], name).with_options(**given)
     out = options.pop("out") or Path("runs") / f"{options['dataset']}-{options['method']}-sigma{options['sigma']:g}"
     settings = TrainingOptions(out=out, **options)
