@@ -18,7 +18,7 @@ METHOD_NAMES = {"gaussian": "Gaussian (Cohen)", "smoothadv": "SmoothAdv (Salman)
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One row: `hours` is `seconds` an epoch times `epochs`; `acr` over `image_set`, None where none was certified."""
+    """One row: mean `seconds` an epoch, `hours` of all; `acr` over `image_set`, None where none was certified."""
 
     data: str
     method: str
@@ -46,9 +46,9 @@ PUBLISHED = (
 def cost(checkpoint: str | Path, training_log: Path | None, logs: Sequence[Log]) -> Cost:
     """The row of a checkpoint, its training log (default: the one that `macer train` left beside it) and its logs.
 
-    The first epoch compiles: the median of the others counts, where there are others. Raises `LogError` where the
-    training log is missing or damaged, `ParameterError` where none of the certification logs is of the checkpoint
-    but some were given.
+    The first epoch compiles: the mean of the others counts, where there are others; a recipe's epochs may differ in
+    cost. Raises `LogError` where the training log is missing or damaged, `ParameterError` where none of the
+    certification logs is of the checkpoint but some were given.
     """
     config = load_config(checkpoint)
     folder = resolve(checkpoint)
@@ -58,14 +58,12 @@ def cost(checkpoint: str | Path, training_log: Path | None, logs: Sequence[Log])
     mine = [log for log in logs if dict(log.header).get("checkpoint") == config.digest]
     images = max(mine, key=lambda log: len(log.rows), default=None)
     acr = None if images is None else summary(images).acr
-    each = statistics.median(seconds[1:] or seconds)
-    epochs = int(recipe.get("epochs", len(seconds)))
     return Cost(
         data=config.dataset or "?",
         method=METHOD_NAMES.get(str(recipe.get("method")), str(recipe.get("method"))),
-        seconds=each,
-        epochs=epochs,
-        hours=each * epochs / 3600,
+        seconds=statistics.fmean(seconds[1:] or seconds),
+        epochs=len(seconds),
+        hours=sum(seconds) / 3600,
         acr=acr,
         image_set="" if images is None else describe_images([row.idx for row in images.rows]),
         how=_how(config),
