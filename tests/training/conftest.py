@@ -63,6 +63,15 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch in this process, as `train` has it; their number is put back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def train() -> Iterator[Train]:
     """`macer train` in this process, uncompiled, in fp32 on one thread, certifying nothing, unless told otherwise."""
     threads = torch.get_num_threads()

@@ -1,0 +1,81 @@
+"""Hostile records end in words: never a crash, never an unprintable message."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_certificate import SECRET, config
+from test_verify_changes import at, changed
+from test_verify_honest import Made, check
+
+from macer_serve.errors import ParameterError
+from macer_serve.verification import read_certificate, verify
+from macer_serve.verification.engines import voter_options
+
+HOSTILE = [
+    b"", b"{", b"null", b"[]", b"5", b'"certificate"', b"\xff\xfe", b"\x00" * 100, b"[" * 200_000, b'{"a":' * 100_000,
+    b"1" * 10_000, b"NaN", b'{"certificate": {}}', b'{"certificate": 5}', b'{"radius": 1, "radius": 2}', b"[1e999]",
+    b" " * (17 * 2**20), b"[" + b"[]," * 2_000_000 + b"[]]", b'{"\\u001b[2J": 1}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", HOSTILE, ids=[f"{d[:12]!r}" for d in HOSTILE])
+def test_what_is_no_certificate(data: bytes) -> None:
+    with pytest.raises(ParameterError) as caught:
+        read_certificate(data)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+STRANGE = st.sampled_from(
+    [
+        None, True, -1, 0, 1, 2, 2**31, 2**52, 2**70, 1e300, -1e-300, 5e-324, 0.5, -0.0, "", "x", "\ud800", "\x1b[2J",
+        [], [[]], {}, {"a": 1}, [1, 2], [-1], ["a"], [[1]], [[[1, 2]]], [[[-1, 5]]], "n", "soft", "predict",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_hostile_fields_end_in_words(honest: Made, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["fixed", "tolerance", "two-sided", "soft", "predict", "resized", "abstained"]))
+    pixels, c = honest[name]
+    record: Any = c.to_json()
+    for _ in range(data.draw(st.integers(1, 3))):
+        path: tuple[Any, ...] = (data.draw(st.sampled_from(sorted(record))),)
+        while isinstance(at(record, path), dict | list) and at(record, path) and data.draw(st.booleans()):
+            inner = at(record, path)
+            path = (*path, data.draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner)))))
+        record = changed(record, path, data.draw(STRANGE))
+    try:
+        report = check(record, pixels, secret=SECRET)
+    except ParameterError:
+        return
+    json.dumps(report.to_json())
+    assert all(f.words.isprintable() for f in report.findings)
+
+
+@pytest.mark.parametrize("votes", [-1, 10**8])
+def test_votes_out_of_range(votes: int, honest: Made) -> None:
+    pixels, c = honest["fixed"]
+    with pytest.raises(ParameterError, match="votes must lie"):
+        verify(c, pixels, config(), votes=votes)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("torch-cpu-fp32-t1-b64", {"device": "cpu", "compile": False, "batch": 64, "precision": "fp32"}),
+        ("torch-cpu-bf16-compiled-t1-b256", {"device": "cpu", "compile": True, "batch": 256}),
+        ("torch-cpu-fp32-t1-b9999", {"device": None}),
+        ("torch-cpu-fp32-t1-b0", {"device": None}),
+        ("onnx", {"device": None}),
+    ],
+)
+def test_an_engine_like_the_records(name: str, options: dict[str, Any]) -> None:
+    assert voter_options(f"{name}:0123456789abcdef") == options
+    assert voter_options(name) == {"device": None}
