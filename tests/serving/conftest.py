@@ -48,6 +48,7 @@ class Server:
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),  # so that `serve status` may ask, too
+            "RAY_worker_niceness": "0",  # Ray's 15 leaves a server behind the tests that run beside it
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         self._log = (self.folder / "serve.log").open("wb")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from test_certificate import SECRET, SIGMA, config, image
-from test_verify_honest import FIXED, SOFT, check, failed
-from test_verify_mismatch import OTHER
+from test_honest import FIXED, SOFT, check, failed
+from test_mismatch import OTHER
 
 from macer_serve.errors import ContradictedError, InconsistentError
 from macer_serve.smoothed import SmoothedClassifier

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from test_certificate import SECRET, config, image
-from test_verify_honest import Made, brightness, check, failed, lines
+from test_honest import Made, brightness, check, failed, lines
 
 from macer_serve.errors import InconsistentError, MismatchError
 from macer_serve.smoothed import SmoothedClassifier

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_certificate import SECRET, config
-from test_verify_changes import at, changed
-from test_verify_honest import Made, check
+from test_changes import at, changed
+from test_honest import Made, check
 
 from macer_serve.errors import ParameterError
 from macer_serve.verification import read_certificate, verify

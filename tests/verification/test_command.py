@@ -19,7 +19,7 @@ from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.plan import Plan
 from macer_serve.voters.torch_voter import TorchVoter
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parents[1] / "images"
 SHIP = IMAGES / "0001-ship.png"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from test_certificate import SECRET
-from test_verify_honest import Made, check, failed
+from test_honest import Made, check, failed
 
 from macer_serve.errors import InconsistentError, ParameterError, VerificationError
 
