@@ -162,6 +162,7 @@ def _attempt(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     desk, failures, heard, stopping, answered = _desk(), [], False, None, time.monotonic()
+    asked = None  # an answer that is late is waited for again: it holds what the desk no longer has
     with tempfile.TemporaryDirectory() as scratch:  # Ray Train wants a folder for checkpoints of its own
         trainer = TorchTrainer(
             _work,
@@ -189,15 +190,18 @@ def _attempt(
         while fitting.is_alive():
             fitting.join(REPORTS)
             stop = stop_requested()
-            with contextlib.suppress(RayError):  # reports are a courtesy
-                for name, said in ray.get(desk.take.remote(stop), timeout=REPORTS):
-                    heard = True
-                    hear[name](*said)
-                answered = time.monotonic()
+            asked = asked or desk.take.remote(stop)
+            if ray.wait([asked], timeout=REPORTS)[0]:
+                answer, asked = asked, None
+                with contextlib.suppress(RayError):  # reports are a courtesy
+                    for name, said in ray.get(answer):
+                        heard = True
+                        hear[name](*said)
+                    answered = time.monotonic()
             if not stop:
                 continue
             stopping = stopping or time.monotonic()
-            grace = GRACE if heard else 0.0  # nothing is lost before the first step
+            grace = GRACE if heard or asked else 0.0  # nothing is lost before the first step
             if fitting.is_alive() and time.monotonic() > min(stopping + grace, answered + SILENCE):
                 raise _interrupted(options.run_folder.folder)
     return failures[0] if failures else None
