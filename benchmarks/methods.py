@@ -45,14 +45,16 @@ def compare(logs: dict[str, Log]) -> None:
         error = figures.acr_error or math.nan
         print(f"{method:10} ACR {figures.acr:.4f} +- {error:.4f}, abstained {100 * figures.abstained:.1f} %")
     for one, other in combinations(logs, 2):
-        radii = [{row.idx: row.radius * row.correct for row in logs[method].rows} for method in (one, other)]
-        both = sorted(radii[0].keys() & radii[1].keys())
-        if len(both) < 2:
-            continue
-        difference = np.array([radii[1][idx] - radii[0][idx] for idx in both])
-        mean, error = difference.mean(), difference.std(ddof=1) / math.sqrt(len(both))
-        by = f"{mean:+.4f} +- {error:.4f} ({mean / error:+.1f} standard errors)"
-        print(f"{other} - {one}: {by}, {describe_images(both)}")
+        both = sorted({row.idx for row in logs[one].rows} & {row.idx for row in logs[other].rows})
+        print(f"{other} - {one}: {difference(logs[one], logs[other])}, {describe_images(both)}")
+
+
+def difference(one: Log, other: Log) -> str:
+    """How much larger the other's certified radii are, over the images that both hold; its standard error."""
+    radii = [{row.idx: row.radius * row.correct for row in log.rows} for log in (one, other)]
+    differences = np.array([radii[1][idx] - radii[0][idx] for idx in radii[0].keys() & radii[1].keys()])
+    mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences))
+    return f"{mean:+.4f} +- {error:.4f} ({mean / error:+.1f} standard errors)"
 
 
 def main() -> None:

@@ -6,12 +6,10 @@ on one machine or on a file system that the machines of a cluster share.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from macer_serve.datasets import load_dataset
 from macer_serve.errors import MacerError, ParameterError, TrainingError
 from macer_serve.evaluation.logs import Row
+from training.desk import REPORTS, Hear, Listening, Reports, new_desk
 from training.loop import InterruptedRunError, Progress, stop_requests
 from training.network import Agreement, Group
 from training.recipes import Recipe
@@ -28,17 +27,12 @@ from training.session import TrainingOptions, train_here
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
 
 log = logging.getLogger(__name__)
 
 # Losses in a row without an epoch or a save between them: then it is not chance, and goes on no longer.
 MOST_LOSSES = 3
-# Seconds that workers have, once the run is to stop, to finish a step and save; then they are ended as they are.
-GRACE = 60.0
-# Seconds without an answer after which, once the run is to stop, nobody is thought to be there any more.
-SILENCE = 5.0
-# Seconds between two reports of the first worker, and between two looks of the driver.
-REPORTS = 1.0
 # The others wait while the first certifies held-out images. Ray sees by itself that a worker is gone.
 PATIENCE = timedelta(days=1)
 
@@ -64,8 +58,7 @@ def train_on_workers(
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         with stop_requests() as stop_requested:
-            hear: dict[str, Callable[..., None]] = {"progress": progress, "certified": certified, "interrupted": _raise}
-            _attempts(options, recipe, stop_requested, hear)
+            _attempts(options, recipe, stop_requested, {"progress": progress, "certified": certified})
     finally:
         if started:
             ray.shutdown()
@@ -75,7 +68,7 @@ def _attempts(
     options: TrainingOptions,
     recipe: Recipe,
     stop_requested: Callable[[], bool],
-    hear: dict[str, Callable[..., None]],
+    hear: Hear,
 ) -> None:
     """Attempt after attempt, until one comes to the end."""
     from ray.exceptions import RayError
@@ -150,33 +143,15 @@ def _attempt(
     recipe: Recipe,
     scaling: ScalingConfig,
     stop_requested: Callable[[], bool],
-    hear: dict[str, Callable[..., None]],
+    hear: Hear,
 ) -> BaseException | None:
     """One start of all workers, to the end of the run or of the attempt: None, or what ended it.
 
     Raises `InterruptedRunError` where the run is to stop and the workers do not save and end in time.
     """
-    import ray
-    from ray.exceptions import RayError
-    from ray.train import FailureConfig, LoggingConfig, RunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    desk, failures, heard, stopping, answered = _desk(), [], False, None, time.monotonic()
-    asked = None  # an answer that is late is waited for again: it holds what the desk no longer has
-    with tempfile.TemporaryDirectory() as scratch:  # Ray Train wants a folder for checkpoints of its own
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"options": options, "recipe": recipe, "desk": desk, "level": log.getEffectiveLevel()},
-            torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
-            scaling_config=scaling,
-            run_config=RunConfig(  # type: ignore[call-arg]  # typed as the version before
-                name=options.out.name,
-                storage_path=scratch,
-                failure_config=FailureConfig(controller_failure_limit=0),  # type: ignore[call-arg]
-                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
-                logging_config=LoggingConfig(log_level="ERROR"),
-            ),
-        )
+    desk, failures = new_desk(), list[BaseException]()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _trainer(options, recipe, scaling, desk, Path(scratch))
 
         def fit() -> None:
             try:
@@ -187,45 +162,35 @@ def _attempt(
         # In a thread of its own: in the main thread Ray Train answers SIGINT, by ending the workers as they are.
         fitting = threading.Thread(target=fit, daemon=True)
         fitting.start()
+        listening = Listening(desk, hear)
         while fitting.is_alive():
             fitting.join(REPORTS)
-            stop = stop_requested()
-            asked = asked or desk.take.remote(stop)
-            if ray.wait([asked], timeout=REPORTS)[0]:
-                answer, asked = asked, None
-                with contextlib.suppress(RayError):  # reports are a courtesy
-                    for name, said in ray.get(answer):
-                        heard = True
-                        hear[name](*said)
-                    answered = time.monotonic()
-            if not stop:
-                continue
-            stopping = stopping or time.monotonic()
-            grace = GRACE if heard or asked else 0.0  # nothing is lost before the first step
-            if fitting.is_alive() and time.monotonic() > min(stopping + grace, answered + SILENCE):
+            listening.once(stop_requested())
+            if fitting.is_alive() and listening.in_vain:
                 raise _interrupted(options.run_folder.folder)
     return failures[0] if failures else None
 
 
-def _desk() -> Any:
-    """An actor on this machine where the first worker leaves what it has to say, and learns whether to stop."""
-    import ray
+def _trainer(
+    options: TrainingOptions, recipe: Recipe, scaling: ScalingConfig, desk: Any, scratch: Path
+) -> TorchTrainer:
+    """What starts the workers; Ray Train wants a folder, `scratch`, for checkpoints of its own."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    class Desk:  # a class within a function is sent to the actor whole: it need not import this module, and torch
-        def __init__(self) -> None:
-            self.said: list[tuple[str, Any]] = []
-            self.stop = False
-
-        def tell(self, name: str, *what: Any) -> bool:
-            self.said.append((name, what))
-            return self.stop
-
-        def take(self, stop: bool) -> list[tuple[str, Any]]:
-            said, self.said, self.stop = self.said, [], stop
-            return said
-
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    return ray.remote(num_cpus=0, label_selector=here)(Desk).remote()
+    return TorchTrainer(
+        _work,
+        train_loop_config={"options": options, "recipe": recipe, "desk": desk, "level": log.getEffectiveLevel()},
+        torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
+        scaling_config=scaling,
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the version before
+            name=options.out.name,
+            storage_path=str(scratch),
+            failure_config=FailureConfig(controller_failure_limit=0),  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -239,7 +204,7 @@ def _work(config: dict[str, Any]) -> None:
     options, group = config["options"], Group(context.get_world_rank(), context.get_world_size())
     if options.device == "cuda":
         torch.cuda.set_device(ray.train.torch.get_device())
-    reports, agreement = _Reports(config["desk"], group), Agreement()
+    reports, agreement = Reports(config["desk"], group), Agreement()
     try:
         train_here(
             options,
@@ -252,40 +217,6 @@ def _work(config: dict[str, Any]) -> None:
     except InterruptedRunError as error:
         reports.interrupted(error)
         raise
-
-
-class _Reports:
-    """What the first worker leaves at the desk, about once a second and without waiting for an answer."""
-
-    def __init__(self, desk: Any, group: Group) -> None:
-        self.desk, self.first = desk, group.rank == 0
-        self.stop, self.answer, self.told = False, None, 0.0
-
-    def progress(self, epoch: int, step: int, steps: int, metrics: dict[str, float]) -> None:
-        import ray
-
-        if not self.first:
-            return
-        if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
-            with contextlib.suppress(ray.exceptions.RayError):
-                self.stop = ray.get(self.answer)
-            self.answer = None
-        if step == steps or (self.answer is None and time.monotonic() - self.told > REPORTS):
-            self.told = time.monotonic()
-            self.answer = self.desk.tell.remote("progress", epoch, step, steps, metrics)
-
-    def certified(self, row: Row) -> None:
-        self.desk.tell.remote("certified", row)
-
-    def interrupted(self, error: InterruptedRunError) -> None:
-        # All is saved then, and the driver need not wait until Ray Train, whose own processes a signal may have ended
-        # too, brings it the error.
-        if self.first:
-            self.desk.tell.remote("interrupted", error)
-
-
-def _raise(error: InterruptedRunError) -> None:
-    raise error
 
 
 def _interrupted(folder: Path) -> InterruptedRunError:
