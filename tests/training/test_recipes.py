@@ -221,7 +221,7 @@ def test_the_fast_recipe_exists_for_everything_and_takes_no_more_passes(
     fast, published = recipe(dataset, method, sigma, "fast"), recipe(dataset, method, sigma)
     assert (fast.method, fast.sigma) == (method, sigma)
     if dataset == "mnist":
-        assert (fast.epochs, fast.lr, fast.schedule, fast.milestones, fast.ema) == (30, 0.02, "step", (10, 20), 0)
+        assert (fast.epochs, fast.lr, fast.schedule, fast.milestones, fast.ema) == (30, 0.01, "step", (10, 20), 0)
     else:
         assert fast.schedule == "one-cycle"
         assert 0.9 < fast.ema < 1
