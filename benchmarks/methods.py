@@ -53,8 +53,10 @@ def difference(one: Log, other: Log) -> str:
     """How much larger the other's certified radii are, over the images that both hold; its standard error."""
     radii = [{row.idx: row.radius * row.correct for row in log.rows} for log in (one, other)]
     differences = np.array([radii[1][idx] - radii[0][idx] for idx in radii[0].keys() & radii[1].keys()])
-    if len(differences) < 2 or not differences.any():
-        return "none to be seen"
+    if len(differences) < 2:
+        return "too few images"
+    if not differences.any():
+        return "no difference"
     mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences))
     return f"{mean:+.4f} +- {error:.4f} ({mean / error:+.1f} standard errors)"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import multiprocessing
 import os
 import shutil
@@ -21,6 +20,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from click.testing import Result
+from test_micro_batch import CPU, EXACT, RECIPES
+from test_states import log_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -31,14 +32,12 @@ from training.data import TreeBatches, _share, generator_for
 from training.loop import Conduct, _Run
 from training.methods import METHOD_FUNCTIONS, Step
 from training.network import Group
-from training.precision import Precision
 from training.recipes import Recipe, recipe
 from training.run_state import RunFolder
 from training.session import TrainingOptions, train_here
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Train = Callable[..., Result]
-CPU = torch.device("cpu")
 PATIENCE = 400.0
 
 # Two workers without Ray: steps, and the run that the stopped ones are compared with
@@ -47,10 +46,8 @@ SEED, RATE = 3, 0.1
 # Shares of 7 and 6 images, then of 1 and none.
 SIZES = (13, 1)
 CASES = {
-    "gaussian": ("lenet", recipe("mnist", "gaussian", 0.5)),
-    "macer": ("lenet", recipe("mnist", "macer", 0.5).with_options(k=3, lam=4.0, defer=0)),
-    "smoothadv": ("lenet", recipe("mnist", "smoothadv", 0.5).with_options(k=2, attack_steps=3, epsilon=1.0, ramp=0)),
-    "batch norm": ("resnet20", recipe("mnist", "gaussian", 0.5)),
+    **{method: ("lenet", chosen) for method, chosen in RECIPES.items()},
+    "batch norm": ("resnet20", RECIPES["gaussian"]),
 }
 # An epoch of 126 steps takes longer than workers take to hear of a stop.
 RUN = ("--dataset", "mnist", "--method", "macer", "--k", 16, "--lam", 1, "--epochs", 2, "--batch", 8, "--save-every", 9)
@@ -78,7 +75,7 @@ def work(rank: int, folder: Path, data: Path) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=PATIENCE))
     group = Group(rank, 2)
     for case, (arch, chosen) in CASES.items():
-        conduct = Conduct(Precision(CPU, "fp32", False, 1), group=group)
+        conduct = Conduct(EXACT, group=group)
         run = _Run(network(arch, seed=rank), chosen, conduct, RunFolder(folder), SEED)
         after = []
         for size in SIZES:
@@ -249,10 +246,6 @@ def states_of(out: Path) -> list[str]:
 
 def files_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder_of(out).iterdir()}
-
-
-def log_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder_of(out) / "log.jsonl").read_text().splitlines()]
 
 
 def processes_of(session: int) -> list[int]:
