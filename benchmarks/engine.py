@@ -16,12 +16,12 @@ import time
 
 import numpy as np
 import torch
+from macer_serve.voters.torch_voter import TorchVoter
 
 from macer_serve.architectures import base_classifier
 from macer_serve.hardware import usable_cores
 from macer_serve.smoothing.certification import Draw
 from macer_serve.voters import Task
-from macer_serve.voters.torch_voter import TorchVoter
 
 SHAPE, SIGMA, SEED = (3, 32, 32), 0.25, bytes(16)
 

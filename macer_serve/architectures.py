@@ -127,7 +127,7 @@ def base_classifier(
     input_shape: tuple[int, int, int],
     mean: Sequence[float],
     std: Sequence[float],
-) -> nn.Sequential:
+) -> nn.Module:
     """The named network behind its normalisation: `[k, *input_shape]` in [0, 1] -> logits `[k, classes]`.
 
     Raises `ParameterError` for a name that is not in `ARCHITECTURES`.

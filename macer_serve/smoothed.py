@@ -12,12 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from macer_serve.checkpoint import CheckpointConfig, load_config, load_model
+from macer_serve.checkpoint import CheckpointConfig, load_base_classifier, load_config
 from macer_serve.errors import EngineError, ParameterError, UndecodableError
 from macer_serve.fit import Fit, fit_for, upload_radius
 from macer_serve.images import UploadLimits, decode
@@ -27,7 +26,7 @@ from macer_serve.smoothing.noise import FixedPoint, NoiseKind, noise_for
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import Votes
 from macer_serve.smoothing.seeds import check_secret, derive_seed, new_secret
-from macer_serve.voters import Task, Voter
+from macer_serve.voters import Task, Voter, VoterOptions, open_voter
 
 Image = bytes | str | Path | npt.NDArray[np.uint8]
 
@@ -80,16 +79,14 @@ class SmoothedClassifier:
         *,
         noise: NoiseKind = "exact",
         secret: bytes | None = None,
-        **voter_options: Any,
+        options: VoterOptions | None = None,
     ) -> SmoothedClassifier:
-        """The checkpoint (a folder, or `bundled:NAME`) with a voter of its own, warmed up.
+        """Returns the checkpoint (a folder, or `bundled:NAME`) with a voter of its own, warmed up.
 
-        `voter_options` are `TorchVoter`'s. Raises `CheckpointError`, `EngineError`.
+        `options` say by which engine votes are computed. Raises `CheckpointError`, `EngineError`.
         """
-        from macer_serve.voters.torch_voter import TorchVoter
-
-        config, model = load_model(checkpoint)
-        voter = TorchVoter(model, input_shape=config.input_shape, sigma=config.sigma, noise=noise, **voter_options)
+        config, classifier = load_base_classifier(checkpoint)
+        voter = open_voter(classifier, sigma=config.sigma, noise=noise, options=options)
         return cls(config, voter=voter, noise=noise, secret=secret)
 
     @classmethod
@@ -188,13 +185,30 @@ class SmoothedClassifier:
         return self.certificate(question, run, self.voter.engine)
 
 
-def next_step(run: Certification, size: int) -> list[Draw]:
-    """Draws that together fill one pass of `size` copies; empty when nothing more is to be handed out now."""
+# Copies that a run takes in small passes before it takes large ones, in large passes: most decisions are made by then.
+EARLY_PASSES = 4
+
+
+def next_pass(run: Certification, batch_sizes: tuple[int, ...]) -> list[Draw]:
+    """Returns draws that together fill one pass; empty if nothing more is to be handed out now.
+
+    `batch_sizes` are the voter's, ascending. A young run takes small passes, so that an early decision wastes little.
+    """
+    size = batch_sizes[0] if _is_early(run, batch_sizes) else batch_sizes[-1]
     draws: list[Draw] = []
     while size and isinstance(want := run.wants(size), Draw):
         draws.append(want)
         size -= len(want)
     return draws
+
+
+def window(run: Certification, batch_sizes: tuple[int, ...], workers: int) -> int:
+    """Returns how many passes a driver keeps in flight: enough to keep all workers busy, few while a run is young."""
+    return workers + 1 if _is_early(run, batch_sizes) else 2 * workers
+
+
+def _is_early(run: Certification, batch_sizes: tuple[int, ...]) -> bool:
+    return run.handed_out < EARLY_PASSES * batch_sizes[-1]
 
 
 def drive(
@@ -204,18 +218,20 @@ def drive(
     progress: Callable[[Certification], None] | None = None,
 ) -> None:
     """Run the certification to its end on a voter of this process, every worker busy; what is left over is dropped."""
-    window: deque[tuple[list[Draw], Future[list[Votes]]]] = deque()
+    in_flight: deque[tuple[list[Draw], Future[list[Votes]]]] = deque()
     while True:
-        while len(window) < 2 * voter.workers and (draws := next_step(run, voter.step)):
-            window.append((draws, voter.submit([Task(question.x, question.seed, draw) for draw in draws])))
-        if not window:
+        while len(in_flight) < window(run, voter.batch_sizes, voter.workers):
+            if not (draws := next_pass(run, voter.batch_sizes)):
+                break
+            in_flight.append((draws, voter.submit([Task(question.x, question.seed, draw) for draw in draws])))
+        if not in_flight:
             return
-        draws, future = window.popleft()
+        draws, future = in_flight.popleft()
         for draw, votes in zip(draws, future.result(), strict=True):
             run.add(draw, votes)
         if progress is not None:
             progress(run)
         if run.done:
-            for _, waiting in window:
+            for _, waiting in in_flight:
                 waiting.cancel()
             return

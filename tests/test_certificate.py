@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from cases import voter_of
 from torch import Tensor, nn
 
 from macer_serve.checkpoint import CheckpointConfig
@@ -24,7 +25,7 @@ from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import from_record
 from macer_serve.smoothing.seeds import MIN_SECRET_BYTES, derive_seed, mac, mac_holds, new_secret
 from macer_serve.voters import Task
-from macer_serve.voters.torch_voter import TorchVoter
+from macer_serve.voters.batched import BatchedVoter
 
 SECRET, SIGMA = bytes(range(32)), 0.25
 PLAN = Plan(n0=50, n=2000, alpha=0.001)
@@ -47,14 +48,14 @@ class Brightness(nn.Module):
 def config(**changes: Any) -> CheckpointConfig:
     plain = CheckpointConfig(
         name="brightness", architecture="test", classes=("dark", "grey", "bright"), input_shape=(3, 4, 4),
-        mean=(0.0,) * 3, std=(1.0,) * 3, sigma=SIGMA, resize=4, weights_digest="sha256:" + 64 * "0",
+        mean=(0.0,) * 3, std=(1.0,) * 3, sigma=SIGMA, resize=4, files={"model.safetensors": "sha256:" + 64 * "0"},
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
 
 @pytest.fixture(scope="module")
-def voter() -> Iterator[TorchVoter]:
-    with TorchVoter(
+def voter() -> Iterator[BatchedVoter]:
+    with voter_of(
         nn.Sequential(nn.Identity(), Brightness()), input_shape=(3, 4, 4), sigma=SIGMA,
         device="cpu", batch=300, workers=2, precision="fp32", compile=False,
     ) as voter:  # fmt: skip
@@ -62,7 +63,7 @@ def voter() -> Iterator[TorchVoter]:
 
 
 @pytest.fixture(scope="module")
-def g(voter: TorchVoter) -> SmoothedClassifier:
+def g(voter: BatchedVoter) -> SmoothedClassifier:
     return SmoothedClassifier(config(), voter=voter, secret=SECRET)
 
 
@@ -100,7 +101,7 @@ def test_everything_follows_from_the_record(certified: Certificate) -> None:
     assert c.plan == PLAN.to_json()
     assert c.model == {"name": "brightness", "digest": config().digest}
     assert c.input["shape"] == [3, 4, 4]
-    assert c.engine.startswith("torch-cpu-fp32-t1-b300:")
+    assert c.engine.startswith("torch-cpu-fp32-b300:")
 
 
 def test_the_statement_names_confidence_radius_and_norm(certified: Certificate) -> None:
@@ -265,10 +266,12 @@ def test_what_is_no_certificate_is_refused(certified: Certificate, damage: Any) 
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_image_meets_the_same_noise(g: SmoothedClassifier, voter: TorchVoter, certified: Certificate) -> None:
+def test_the_same_image_meets_the_same_noise(
+    g: SmoothedClassifier, voter: BatchedVoter, certified: Certificate
+) -> None:
     assert g.certify(image(140), PLAN) == certified
     # In another process with the same secret, too; and whatever the number of workers.
-    with TorchVoter(
+    with voter_of(
         nn.Sequential(nn.Identity(), Brightness()), input_shape=(3, 4, 4), sigma=SIGMA,
         device="cpu", batch=300, workers=1, precision="fp32", compile=False,
     ) as one_worker:  # fmt: skip
@@ -276,7 +279,7 @@ def test_the_same_image_meets_the_same_noise(g: SmoothedClassifier, voter: Torch
     assert json.dumps(again.to_json()) == json.dumps(certified.to_json())
 
 
-def test_another_image_secret_or_checkpoint_means_another_seed(g: SmoothedClassifier, voter: TorchVoter) -> None:
+def test_another_image_secret_or_checkpoint_means_another_seed(g: SmoothedClassifier, voter: BatchedVoter) -> None:
     pixels = image(140)
     changed = pixels.copy()
     changed[0, 0, 0] += 1
@@ -293,7 +296,7 @@ def test_another_image_secret_or_checkpoint_means_another_seed(g: SmoothedClassi
     assert all(len(seed) == 16 for seed in seeds)
 
 
-def test_without_a_secret_one_is_drawn(voter: TorchVoter) -> None:
+def test_without_a_secret_one_is_drawn(voter: BatchedVoter) -> None:
     one, two = (SmoothedClassifier(config(), voter=voter).question(image(140)).seed for _ in range(2))
     assert one != two
     assert len({new_secret() for _ in range(10)}) == 10
@@ -305,7 +308,7 @@ def test_a_short_secret_is_refused(secret: bytes) -> None:
         SmoothedClassifier(config(), secret=secret)
 
 
-def test_a_longer_plan_reads_the_same_votes_further(g: SmoothedClassifier, voter: TorchVoter) -> None:
+def test_a_longer_plan_reads_the_same_votes_further(g: SmoothedClassifier, voter: BatchedVoter) -> None:
     """No plan buys a redraw: the votes at n = 2,000 are the first 2,000 of those at n = 5,000."""
     short, long = (g.certify(image(133), Plan(n0=50, n=n, alpha=0.001)) for n in (2000, 5000))
     question = g.question(image(133))

@@ -22,7 +22,10 @@ from macer_serve.errors import CheckpointError, EngineError
 from macer_serve.images import UploadLimits
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
-from macer_serve.voters.torch_voter import TorchVoter
+from macer_serve.voters import VoterOptions
+from macer_serve.voters.batched import BatchedVoter
+
+DIGEST = "sha256:" + 64 * "0"
 
 
 def lenet() -> tuple[nn.Sequential, CheckpointConfig]:
@@ -98,7 +101,7 @@ def test_nothing_in_a_checkpoint_is_executed(
     else:
         (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(target)))
     digest = "sha256:" + hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    edit(folder, weights_digest=digest)
+    edit(folder, files={"model.safetensors": digest})
     with pytest.raises(CheckpointError, match="does not fit"):
         load_model(folder)
     assert not target.exists()
@@ -116,11 +119,11 @@ def edit(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"schema_version": 2}, "schema_version 2 is not understood"),
+        ({"schema_version": 1}, "schema_version 1 is not understood"),
         ({"schema_version": ...}, "schema_version None"),
         ({"sigma": ...}, "sigma"),
         ({"mean": ...}, "mean"),
-        ({"weights_digest": ...}, "weights_digest"),
+        ({"files": ...}, "files"),
         ({"surprise": 1}, "unknown fields surprise"),
         ({"sigma": 0.0}, "sigma must lie in"),
         ({"sigma": math.nan}, "sigma must lie in"),
@@ -135,7 +138,11 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"input_shape": [28, 28]}, "config.json"),
         ({"input_shape": [2, 28, 28]}, "input_shape"),
         ({"resize": 20}, "resize"),
-        ({"weights_digest": "sha256:abc"}, "weights_digest"),
+        ({"files": {"model.safetensors": "sha256:abc"}}, "digest"),
+        ({"files": {"model.safetensors": 1}}, "digest"),
+        ({"files": {"model.int8.onnx": DIGEST}}, r"files must name model\.safetensors or model\.onnx"),
+        ({"files": {"model.safetensors": DIGEST, "../other": DIGEST}}, "only"),
+        ({"files": [DIGEST]}, "files must be an object"),
     ],
 )
 def test_a_configuration_out_of_order_is_refused(
@@ -157,11 +164,12 @@ def test_every_field_is_part_of_the_identity() -> None:
     digests = {
         config(**change).digest
         for change in [
-            {}, {"sigma": 0.5}, {"mean": (0.1, 0.0, 0.0)}, {"classes": ("dark", "bright", "grey")},
-            {"weights_digest": "sha256:" + 64 * "1"}, {"resize": 5}, {"recipe": {"lr": 1}}, {"seed": 0},
+            {}, {"sigma": 0.5}, {"files": {"model.safetensors": DIGEST, "model.int8.onnx": DIGEST}},
+            {"mean": (0.1, 0.0, 0.0)}, {"classes": ("dark", "bright", "grey")},
+            {"files": {"model.safetensors": "sha256:" + 64 * "1"}}, {"resize": 5}, {"recipe": {"lr": 1}}, {"seed": 0},
         ]
     }  # fmt: skip
-    assert len(digests) == 8
+    assert len(digests) == 9
 
 
 def test_a_checkpoint_is_replaced_whole(
@@ -214,14 +222,14 @@ def test_a_folder_of_something_else_is_never_overwritten(tmp_path: Path) -> None
 
 def test_a_loaded_checkpoint_certifies_and_repeats(saved: tuple[Path, nn.Sequential, CheckpointConfig]) -> None:
     folder = saved[0]
-    options = {"device": "cpu", "batch": 64, "workers": 1, "precision": "fp32", "compile": False}
+    options = VoterOptions(device="cpu", batch=64, workers=1, precision="fp32", compile=False)
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     plan = Plan(n0=20, n=100, alpha=0.05)
     certificates = []
     for _ in range(2):
-        g = SmoothedClassifier.load(folder, secret=SECRET, **options)
+        g = SmoothedClassifier.load(folder, secret=SECRET, options=options)
         certificates.append(g.certify(pixels, plan))
-        assert isinstance(g.voter, TorchVoter)
+        assert isinstance(g.voter, BatchedVoter)
         g.voter.close()
     assert certificates[0] == certificates[1]
     assert certificates[0].model["digest"] == load_config(folder).digest

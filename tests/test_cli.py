@@ -68,7 +68,7 @@ def test_every_plan_is_reached_from_the_command_line(options: list[object], kind
         (["predict", SHIP, "--radius", "0.5", "--tolerance", "0.1"], 2, "two plans: give one of them"),
         (["predict", SHIP, "--tolerance", "-1"], 2, "tolerance must lie"),
         (["predict", SHIP, "--mode", "predict", "--radius", "0.5"], 2, "predict takes n and alpha only"),
-        (["predict", SHIP, "--device", "tpu"], 7, "use cpu or cuda"),
+        (["predict", SHIP, "--device", "tpu"], 2, "'cpu', 'cuda', 'tensorrt'"),
         (["certify", "bundled:cifar10", "--dataset", "cifar10", "--data-dir", ".", "--out", "x"], 4, "--download"),
         (["certify", "bundled:cifar10", "--dataset", "imagenet", "--data-dir", ".", "--out", "x"], 4, "ImageFolder"),
     ],
@@ -126,5 +126,5 @@ def test_a_tree_of_other_classes_is_not_certified(tree: Path, tmp_path: Path) ->
 
 def test_the_bundled_checkpoint_is_small_and_complete() -> None:
     files = {path.name: path.stat().st_size for path in (BUNDLED / "cifar10").iterdir()}
-    assert set(files) == {"config.json", "model.safetensors"}
+    assert set(files) == {"config.json", "model.int8.onnx", "model.safetensors"}
     assert sum(files.values()) < 10 * 2**20

@@ -17,8 +17,9 @@ from macer_serve.datasets import ImageSet, dataset_info
 from macer_serve.evaluation.certify import certify_dataset
 from macer_serve.evaluation.logs import LogWriter, read_log
 from macer_serve.smoothed import Question, SmoothedClassifier
-from macer_serve.smoothing.noise import LATTICE_STEPS, NoiseKind
+from macer_serve.smoothing.noise import NoiseKind
 from macer_serve.smoothing.plan import Plan
+from macer_serve.voters import VoterOptions
 
 N0, N, ALPHA = 50, 600, 0.001
 IMAGES = sorted((Path(__file__).parent / "images").glob("*.png"))[:5]
@@ -27,10 +28,9 @@ IMAGES = sorted((Path(__file__).parent / "images").glob("*.png"))[:5]
 def counts(g: SmoothedClassifier, question: Question, purpose: str, n: int) -> np.ndarray:
     """Class counts of n noisy copies, by the plain network in fp32: no voter, no batching, no state machine."""
     _, model = load_model("bundled:cifar10")
-    scale = 1 / LATTICE_STEPS if g.noise.name.startswith("exact") else 1.0
     copies = g.noise.sample(question.x, question.seed, purpose, 0, n)  # type: ignore[arg-type]
     with torch.inference_mode():
-        x = torch.from_numpy(copies).float().mul(scale).permute(0, 3, 1, 2)
+        x = torch.from_numpy(copies).float().mul(g.noise.scale).permute(0, 3, 1, 2)
         return np.bincount(model.eval()(x).argmax(1).numpy(), minlength=10)
 
 
@@ -45,7 +45,10 @@ def cohen(first: np.ndarray, votes: np.ndarray, sigma: float, tau: float) -> tup
 def test_a_fixed_log_is_cohens(noise: NoiseKind, tmp_path: Path) -> None:
     pixels = [(np.array(Image.open(path).convert("RGB")), i) for i, path in enumerate(IMAGES)]
     g = SmoothedClassifier.load(
-        "bundled:cifar10", noise=noise, secret=bytes(32), precision="fp32", workers=1, compile=False
+        "bundled:cifar10",
+        noise=noise,
+        secret=bytes(32),
+        options=VoterOptions(precision="fp32", workers=1, compile=False),
     )
     images = ImageSet(dataset_info("cifar10"), pixels, g.config.classes)  # type: ignore[arg-type]
     with LogWriter.open(tmp_path / "log.tsv", {"noise": noise}) as log:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from cases import voter_of
 from torch import Tensor, nn
 
 from macer_serve.checkpoint import CheckpointConfig
@@ -19,7 +20,6 @@ from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.noise import NoiseKind
 from macer_serve.smoothing.plan import Plan
-from macer_serve.voters.torch_voter import TorchVoter
 
 SHAPE, SIGMA = (3, 32, 32), 0.25
 BLACK, NEARLY = np.zeros((32, 32, 3), np.uint8), np.ones((32, 32, 3), np.uint8)
@@ -47,12 +47,12 @@ class Residue(nn.Module):
 
 CONFIG = CheckpointConfig(
     name="residue", architecture="test", classes=("black", "not black"), input_shape=SHAPE,
-    mean=(0.0,) * 3, std=(1.0,) * 3, sigma=SIGMA, resize=32, weights_digest="sha256:" + 64 * "0",
+    mean=(0.0,) * 3, std=(1.0,) * 3, sigma=SIGMA, resize=32, files={"model.safetensors": "sha256:" + 64 * "0"},
 )  # fmt: skip
 
 
 def classifier(noise: NoiseKind) -> Iterator[SmoothedClassifier]:
-    with TorchVoter(
+    with voter_of(
         nn.Sequential(nn.Identity(), Residue()),
         input_shape=SHAPE,
         sigma=SIGMA,

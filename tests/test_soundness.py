@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from cases import voter_of
 from scipy.special import ndtri
 from scipy.stats import binom
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ from macer_serve.smoothing.noise import FRACTION_BITS, FixedPoint
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import Votes
 from macer_serve.voters import Task
-from macer_serve.voters.torch_voter import Precision, TorchVoter
+from macer_serve.voters.batched import BatchedVoter
+from macer_serve.voters.options import Precision
 
 SIGMA = 0.25
 FALSE_ALARM = 1e-6
@@ -102,18 +104,18 @@ class Problem:
         at_input = abs(margin) / (255 * self.norm)
         return int(margin > 0), at_input, at_input * (math.sqrt(3) if self.grey else 1.0)
 
-    def classifier(self, batch: int) -> Iterator[SmoothedClassifier]:
+    def classifier(self, batch: int, engine: str = "torch") -> Iterator[SmoothedClassifier]:
         height, width, channels = self.weights.shape
         config = CheckpointConfig(
             name="linear", architecture="test", classes=("below", "above"), input_shape=(channels, height, width),
             mean=(0.0,) * channels, std=(1.0,) * channels, sigma=SIGMA, resize=height,
-            weights_digest="sha256:" + 64 * "0",
+            files={"model.safetensors": "sha256:" + 64 * "0"},
         )  # fmt: skip
-        with TorchVoter(
+        with voter_of(
             nn.Sequential(nn.Identity(), Threshold(self.weights, self.t)),
             input_shape=config.input_shape,
             sigma=SIGMA,
-            device="cpu",
+            engine=engine,
             batch=batch,
             workers=1,
             precision="fp32",
@@ -127,9 +129,12 @@ GCD3 = Problem.of((4, 4, 3), g=3, seed=1)
 GREY = Problem.of((4, 4, 1), seed=2)
 
 
-@pytest.fixture(scope="module")
-def colour() -> Iterator[SmoothedClassifier]:
-    yield from COLOUR.classifier(500)
+@pytest.fixture(scope="module", params=["torch", "onnx", "openvino"])
+def colour(request: pytest.FixtureRequest) -> Iterator[SmoothedClassifier]:
+    for g in COLOUR.classifier(500, request.param):
+        assert g.voter is not None
+        assert g.voter.engine.startswith(f"{request.param}-cpu-fp32-")
+        yield g
 
 
 @pytest.fixture(scope="module")
@@ -322,11 +327,11 @@ def lenet() -> nn.Sequential:
 
 
 @pytest.fixture(scope="module", params=[("fp32", False), ("bf16", True)], ids=["fp32", "bf16-compiled"])
-def voter(request: pytest.FixtureRequest) -> Iterator[TorchVoter]:
+def voter(request: pytest.FixtureRequest) -> Iterator[BatchedVoter]:
     precision: Precision
     precision, compiled = request.param
     options = {"device": "cpu", "batch": 32, "workers": 2, "precision": precision, "compile": compiled}
-    with TorchVoter(lenet(), input_shape=(1, 28, 28), sigma=SIGMA, **options) as voter:
+    with voter_of(lenet(), input_shape=(1, 28, 28), sigma=SIGMA, **options) as voter:
         yield voter
 
 
@@ -336,7 +341,7 @@ def inputs() -> list[FixedPoint]:
     return [*on, generator.integers(0, 255 << FRACTION_BITS, (28, 28, 1), dtype=np.int32)]
 
 
-def test_votes_do_not_depend_on_what_is_computed_beside_them(voter: TorchVoter) -> None:
+def test_votes_do_not_depend_on_what_is_computed_beside_them(voter: BatchedVoter) -> None:
     """Not on splitting, batch mates, order, padding, nor the worker: each copy's winner is found in every setting."""
     a, b, c = inputs()
     seeds = [bytes([i]) * 16 for i in range(3)]
@@ -372,7 +377,7 @@ def test_votes_do_not_depend_on_what_is_computed_beside_them(voter: TorchVoter) 
     equal(reference[3], 24, 40)
 
 
-def test_seed_and_purpose_do_change_the_votes(voter: TorchVoter) -> None:
+def test_seed_and_purpose_do_change_the_votes(voter: BatchedVoter) -> None:
     a = inputs()[0]
     seen = {
         tuple(voter.submit([Task(a, seed, Draw(purpose, 0, 400))]).result()[0].tolist())
@@ -385,7 +390,7 @@ def test_seed_and_purpose_do_change_the_votes(voter: TorchVoter) -> None:
 def test_replicas_agree_whatever_their_number_of_workers() -> None:
     options = {"device": "cpu", "batch": 32, "precision": "fp32", "compile": False}
     task = Task(inputs()[2], bytes(16), Draw("estimation", 0, 200))
-    voters = [TorchVoter(lenet(), input_shape=(1, 28, 28), sigma=SIGMA, workers=k, **options) for k in (1, 2)]  # type: ignore[arg-type]
+    voters = [voter_of(lenet(), input_shape=(1, 28, 28), sigma=SIGMA, workers=k, **options) for k in (1, 2)]  # type: ignore[arg-type]
     votes = [v.submit([task]).result()[0] for v in voters]
     for v in voters:
         v.close()
@@ -420,7 +425,7 @@ class BatchStatistics(nn.Module):
 def test_a_network_that_mixes_the_batch_is_refused(network: type[nn.Module]) -> None:
     """Its votes would not be independent, and Clopper-Pearson void."""
     with pytest.raises(EngineError, match="position in the batch"):
-        TorchVoter(
+        voter_of(
             nn.Sequential(nn.Identity(), network()), input_shape=(3, 4, 4), sigma=SIGMA,
             device="cpu", batch=32, workers=1, precision="fp32", compile=False,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import voter_of
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom
@@ -29,7 +30,6 @@ from macer_serve.images import decode
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius, round_down
 from macer_serve.smoothing.plan import Plan
-from macer_serve.voters.torch_voter import TorchVoter
 
 SIGMA = 0.25
 ATTEMPTS = 200
@@ -292,11 +292,12 @@ def voted(request: pytest.FixtureRequest) -> Iterator[Voted]:
     t = int(128 * weights.sum())
     config = CheckpointConfig(
         name="linear", architecture="test", classes=("below", "above"), input_shape=(3, *fit.crop),
-        mean=(0.0,) * 3, std=(1.0,) * 3, sigma=SIGMA, resize=fit.resize, weights_digest="sha256:" + 64 * "0",
+        mean=(0.0,) * 3, std=(1.0,) * 3, sigma=SIGMA, resize=fit.resize,
+        files={"model.safetensors": "sha256:" + 64 * "0"},
     )  # fmt: skip
     network = nn.Sequential(nn.Identity(), Threshold(weights, t))
     options = {"device": "cpu", "batch": 450, "workers": 1, "precision": "fp32", "compile": False}
-    with TorchVoter(network, input_shape=config.input_shape, sigma=SIGMA, **options) as voter:
+    with voter_of(network, input_shape=config.input_shape, sigma=SIGMA, **options) as voter:
         line = Line(fit, weights / np.linalg.norm(weights), float((t - 0.5) / 255 / np.linalg.norm(weights)))
         yield Voted(line, SmoothedClassifier(config, voter=voter, secret=bytes(range(32))))
 
@@ -336,4 +337,4 @@ def test_a_wrong_norm_is_caught(voted: Voted, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("macer_serve.smoothed.upload_radius", broken)
     with pytest.raises(AssertionError, match="certificates are false"):
-        assert_sound(voted, 60)
+        assert_sound(voted, 120)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from macer_serve.base_classifier import BaseClassifier
 from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.datasets import ImageSet
 from macer_serve.evaluation.certify import certified_row, image_indices
@@ -17,7 +17,8 @@ from macer_serve.evaluation.logs import Log, Row
 from macer_serve.evaluation.report import summary
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
-from macer_serve.voters.torch_voter import TorchVoter
+from macer_serve.voters import VoterOptions, open_voter
+from macer_serve.voters.options import Device
 from training.precision import Precision
 
 # Enough to see a run go wrong, in seconds; `macer certify` is for figures.
@@ -26,7 +27,7 @@ _SECRET = hashlib.sha256(b"macer train: held-out images").digest()
 
 
 def certified_curve(
-    model: nn.Sequential,
+    model: nn.Module,
     config: CheckpointConfig,
     images: ImageSet,
     count: int,
@@ -40,13 +41,15 @@ def certified_curve(
     """
     began = time.monotonic()
     indices = image_indices(len(images), every=max(1, len(images) // count))[:count]
-    voter = TorchVoter(
-        copy.deepcopy(model),
-        input_shape=config.input_shape,
+    voter = open_voter(
+        BaseClassifier.of_module(model, input_shape=config.input_shape, classes=len(config.classes)),
         sigma=config.sigma,
-        device=precision.device.type,
-        precision="bf16" if precision.bf16 else "fp32",
-        compile=precision.compiled,
+        options=VoterOptions(
+            engine="torch",
+            device=cast(Device, precision.device.type),
+            precision="bf16" if precision.bf16 else "fp32",
+            compile=precision.compiled,
+        ),
     )
     try:
         classifier = SmoothedClassifier(config, voter=voter, secret=_SECRET)

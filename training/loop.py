@@ -31,7 +31,7 @@ from training.run_state import RunFolder
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, int, dict[str, float]], None]
-AfterEpoch = Callable[[int, nn.Sequential], None]
+AfterEpoch = Callable[[int, nn.Module], None]
 
 
 class InterruptedRunError(TrainingError):
@@ -82,7 +82,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 class _Run:
     """The moving parts of a run, and their state on disk."""
 
-    def __init__(self, model: nn.Sequential, recipe: Recipe, conduct: Conduct, folder: RunFolder, seed: int) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, conduct: Conduct, folder: RunFolder, seed: int) -> None:
         self.model, self.recipe, self.conduct, self.folder, self.seed = model, recipe, conduct, folder, seed
         self.network = Network(model, conduct.precision, conduct.group)
         self.optimizer = torch.optim.SGD(
@@ -98,7 +98,7 @@ class _Run:
         self.sums: dict[str, Tensor] = {}
 
     @property
-    def exported(self) -> nn.Sequential:
+    def exported(self) -> nn.Module:
         """The model that a checkpoint would hold now."""
         return self.model if self.average is None else self.average
 
@@ -184,7 +184,7 @@ def _stopped(what: str, epoch: int, folder: RunFolder) -> TrainingError:
 
 
 def train(
-    model: nn.Sequential,
+    model: nn.Module,
     batches: Batches,
     recipe: Recipe,
     *,
@@ -192,7 +192,7 @@ def train(
     conduct: Conduct,
     folder: RunFolder,
     identity: dict[str, Any],
-) -> nn.Sequential:
+) -> nn.Module:
     """Train `model` in place, from the saved state where there is one; the model to be exported.
 
     `identity` is everything a continued run must share with the saved one. Raises `InterruptedRunError` after

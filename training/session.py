@@ -14,8 +14,7 @@ from torch import nn
 
 from macer_serve import __version__
 from macer_serve.architectures import base_classifier
-from macer_serve.checkpoint import CheckpointConfig, load_config, load_model, save_checkpoint
-from macer_serve.checkpoint.folder import CONFIG, WEIGHTS
+from macer_serve.checkpoint import FILES, WEIGHTS, CheckpointConfig, load_config, load_model, save_checkpoint
 from macer_serve.datasets import DatasetInfo, ImageSet, dataset_info, load_dataset
 from macer_serve.errors import CheckpointError, DataError, ParameterError, TrainingError
 from macer_serve.evaluation.logs import Row
@@ -111,7 +110,7 @@ def _input_shape(info: DatasetInfo, size: int | None) -> tuple[tuple[int, int, i
     return (channels, size, size), max(size, round(info.resize * size / side))
 
 
-def _initial(options: TrainingOptions, classes: tuple[str, ...], arch: str) -> tuple[nn.Sequential, str | None]:
+def _initial(options: TrainingOptions, classes: tuple[str, ...], arch: str) -> tuple[nn.Module, str | None]:
     """The model to start from and the digest of the checkpoint it came from, if any."""
     info = dataset_info(options.dataset)
     shape, _ = _input_shape(info, options.size)
@@ -155,7 +154,7 @@ def _batches(images: ImageSet, options: TrainingOptions, batch: int, device: tor
 
 def _require_free(out: Path) -> None:
     """Refuse what `save_checkpoint` would, before the hours of training and not after them."""
-    if out.exists() and not (out.is_dir() and all(p.name in (CONFIG, WEIGHTS) for p in out.iterdir())):
+    if out.exists() and not (out.is_dir() and all(p.name in FILES for p in out.iterdir())):
         raise CheckpointError(f"{out} holds other files than a checkpoint's; choose another --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +240,7 @@ def train_here(
     config = _config(options, images, recipe, how)
     curves = Curves(folder) if options.tensorboard and group.rank == 0 else None
 
-    def after_epoch(epochs: int, exported: nn.Sequential) -> None:
+    def after_epoch(epochs: int, exported: nn.Module) -> None:
         every = options.certify_every
         due = epochs == recipe.epochs or (every is not None and epochs % every == 0)
         if due and held_out is not None and all(line["epoch"] != epochs - 1 for line in folder.certified()):
@@ -283,7 +282,7 @@ def _config(options: TrainingOptions, images: ImageSet, recipe: Recipe, how: dic
         std=info.std,
         sigma=recipe.sigma,
         resize=resize,
-        weights_digest="sha256:" + "0" * 64,
+        files={WEIGHTS: "sha256:" + "0" * 64},
         dataset=options.dataset,
         seed=options.seed,
         recipe={**recipe.to_json(), **how},

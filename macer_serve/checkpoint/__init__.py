@@ -1,14 +1,31 @@
-"""A smoothed classifier on disk: a folder of `config.json` and `model.safetensors`. Loading executes nothing."""
+"""A smoothed classifier on disk: a folder of `config.json` and the network's files. Loading executes nothing."""
 
-from macer_serve.checkpoint.config import SCHEMA_VERSION, CheckpointConfig
-from macer_serve.checkpoint.folder import BUNDLED, load_config, load_model, resolve, save_checkpoint
+from macer_serve.checkpoint.config import GRAPH, INT8, SCHEMA_VERSION, WEIGHTS, CheckpointConfig
+from macer_serve.checkpoint.folder import (
+    BUNDLED,
+    CONFIG,
+    FILES,
+    load_base_classifier,
+    load_config,
+    load_model,
+    resolve,
+    save_checkpoint,
+    write_checkpoint,
+)
 
 __all__ = [
     "BUNDLED",
+    "CONFIG",
+    "FILES",
+    "GRAPH",
+    "INT8",
     "SCHEMA_VERSION",
+    "WEIGHTS",
     "CheckpointConfig",
+    "load_base_classifier",
     "load_config",
     "load_model",
     "resolve",
     "save_checkpoint",
+    "write_checkpoint",
 ]

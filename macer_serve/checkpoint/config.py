@@ -5,12 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from macer_serve.errors import CheckpointError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# A checkpoint's files beside config.json. One of the first two holds the network; the last is its quantised form.
+WEIGHTS, GRAPH, INT8 = "model.safetensors", "model.onnx", "model.int8.onnx"
+
+
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
+
+
+def digest_of(data: bytes) -> str:
+    """Returns `sha256:...` of the bytes, as configurations name files."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
@@ -21,6 +33,9 @@ def canonical_json(value: Any) -> bytes:
 @dataclass(frozen=True, slots=True)
 class CheckpointConfig:
     """What a checkpoint means. `mean`, `std` in pixel values in [0, 1], as is `sigma`; `input_shape` is C, H, W.
+
+    `files` are the digests of the files beside config.json, by name. `quantization` says how the int8 file was made
+    and how often its class differs from the fp32 network's; it is empty if there is none.
 
     `resize` is the length to which an upload's short side is brought before the centre crop to `input_shape`.
     Raises `CheckpointError` at construction where a field is outside its range.
@@ -34,11 +49,12 @@ class CheckpointConfig:
     std: tuple[float, ...]
     sigma: float
     resize: int
-    weights_digest: str
+    files: dict[str, str]
     dataset: str | None = None
     seed: int | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -54,8 +70,10 @@ class CheckpointConfig:
             "std must be positive": any(v <= 0 for v in self.std),
             "resize must be at least the input's short side": self.resize < min(height, width),
             "resize must reach the input's long side on square uploads": self.resize < max(height, width),
-            "weights_digest must be sha256:<64 hex digits>": not (
-                self.weights_digest.startswith("sha256:") and len(self.weights_digest) == 71
+            f"files must name {WEIGHTS} or {GRAPH}": not {WEIGHTS, GRAPH} & set(self.files),
+            f"files may name {WEIGHTS}, {GRAPH} and {INT8} only": not set(self.files) <= {WEIGHTS, GRAPH, INT8},
+            "files must give each file's digest, sha256:<64 hex digits>": not all(
+                isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in self.files.values()
             ),
         }
         for message, wrong in problems.items():
@@ -64,7 +82,7 @@ class CheckpointConfig:
 
     @property
     def digest(self) -> str:
-        """`sha256:...` of the whole configuration, weights digest included: the identity of the classifier."""
+        """`sha256:...` of the whole configuration, the files' digests included: the identity of the classifier."""
         return "sha256:" + hashlib.sha256(canonical_json(self.to_json())).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -83,6 +101,8 @@ class CheckpointConfig:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise CheckpointError(f"config.json: unknown fields {', '.join(unknown)}")
+        if not isinstance(data.get("files", {}), dict):
+            raise CheckpointError("config.json: files must be an object")
         lists = ("classes", "input_shape", "mean", "std")
         if wrong := [k for k in lists if k in data and not isinstance(data[k], list)]:
             raise CheckpointError(f"config.json: {', '.join(wrong)} must be a list")

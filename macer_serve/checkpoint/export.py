@@ -7,42 +7,35 @@ The file's metadata: see `metadata`.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import json
-import logging
 import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macer_serve import __version__
-from macer_serve.checkpoint.config import CheckpointConfig
+from macer_serve.checkpoint.config import CheckpointConfig, digest_of
 from macer_serve.checkpoint.folder import load_model
 from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError
+from macer_serve.onnx_graph import LOGITS, PIXELS, export_graph
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
-
 FORMAT = 1
-OPSET = 18  # the oldest that torch's exporter writes without conversion, hence read by the most runtimes
 PROBE_BATCHES = (1, 3)
 TOLERANCE = 2e-5  # of a probe batch's largest logit; every architecture was seen within 1e-6 (two fp32 engines)
 
 
 def export_onnx(checkpoint: str | Path, out: str | Path) -> str:
-    """Write `out` whole or not at all, replacing what is there; the file's digest, `sha256:...`.
+    """Writes `out` whole or not at all, replacing what is there; returns the file's digest, `sha256:...`.
 
-    What was written is validated and, where onnxruntime is installed, compared with torch. Raises `CheckpointError`,
-    `EngineError` where the packages are missing, `EngineMismatchError` where the logits differ.
+    The file is validated and compared with torch before it is put in place. Raises `CheckpointError`, `EngineError` if
+    torch cannot export the network, `EngineMismatchError` if the logits differ.
     """
-    onnx = _package("onnx")
-    _package("onnxscript")  # torch's exporter is written in it
     config, model = load_model(checkpoint)
     out = Path(out)
-    data = _onnx_bytes(onnx, config, model)
+    data = _onnx_bytes(config, model)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
@@ -52,7 +45,7 @@ def export_onnx(checkpoint: str | Path, out: str | Path) -> str:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            _require_valid(onnx, staging)
+            _require_valid(staging)
             require_same_logits(staging, model, config)
             staging.chmod(0o644)
             staging.replace(out)
@@ -61,11 +54,11 @@ def export_onnx(checkpoint: str | Path, out: str | Path) -> str:
             raise
     except OSError as error:
         raise CheckpointError(f"{out} cannot be written: {error.strerror or error}") from error
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+    return digest_of(data)
 
 
 def metadata(config: CheckpointConfig) -> dict[str, str]:
-    """What stands in the file's `metadata_props`: `name` and `checkpoint` (its digest) as they are, the rest as JSON.
+    """Returns the file's `metadata_props`: `name` and `checkpoint` (its digest) as they are, the rest as JSON.
 
     Uploads are brought to a short side of `resize`, then cropped to `input_shape` (C, H, W); see `images.py`.
     """
@@ -80,44 +73,20 @@ def metadata(config: CheckpointConfig) -> dict[str, str]:
     return {**told, "name": config.name, "checkpoint": config.digest}
 
 
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise EngineError(
-            f"exporting needs the package {name}, which cannot be imported ({error}); "
-            "install it by: pip install 'macer-serve[onnx]'"
-        ) from error
+def _onnx_bytes(config: CheckpointConfig, model: nn.Module) -> bytes:
+    """Returns the file of the model with its metadata, the same bytes whenever torch writes the same graph."""
+    import onnx
 
-
-def _onnx_bytes(onnx: Any, config: CheckpointConfig, model: nn.Module) -> bytes:
-    """The file of the model with its metadata; the same bytes whenever and wherever torch writes the same graph."""
-    import torch
-
-    program = torch.onnx.export(
-        model,
-        (torch.zeros(2, *config.input_shape),),  # of two images: torch takes a batch of one to be always one
-        dynamo=True,
-        input_names=["pixels"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=OPSET,
-        verbose=False,
-    )
-    assert program is not None
-    proto: Any = program.model_proto
-    graph = proto.graph
-    # The exporter's notes: the source line of every node, with the paths of this machine.
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
+    proto: Any = export_graph(model, config.input_shape)
     proto.producer_name, proto.producer_version = "macer-serve", __version__
     onnx.helper.set_model_props(proto, metadata(config))
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
 
 
-def _require_valid(onnx: Any, file: Path) -> None:
+def _require_valid(file: Path) -> None:
+    import onnx
+
     try:
         onnx.checker.check_model(str(file), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -125,27 +94,22 @@ def _require_valid(onnx: Any, file: Path) -> None:
 
 
 def require_same_logits(file: Path, model: nn.Module, config: CheckpointConfig) -> None:
-    """Raises `EngineMismatchError` where onnxruntime's logits of `file` are not torch's on noisy probe images.
+    """Raises `EngineMismatchError` unless onnxruntime's logits of `file` are torch's on noisy probe images.
 
-    They may differ by `TOLERANCE` times the largest logit of the batch. Without onnxruntime a warning says that they
-    were not compared.
+    They may differ by `TOLERANCE` times the largest logit of the batch.
     """
+    import onnxruntime
     import torch
 
-    try:
-        runtime: Any = importlib.import_module("onnxruntime")
-    except ImportError:
-        log.warning("onnxruntime is not installed: the logits of the exported file were not compared with torch's")
-        return
-    options = runtime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     for batch in PROBE_BATCHES:
         pixels = _probe(batch, config)
         with torch.inference_mode():
             expected = model(pixels)
-        logits = torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
+        logits = torch.from_numpy(session.run([LOGITS], {PIXELS: pixels.numpy()})[0])
         allowed = TOLERANCE * expected.abs().max()
         same = logits.shape == expected.shape and bool(((logits - expected).abs() <= allowed).all())
         if not same:  # nor is nan the same as anything
@@ -156,7 +120,7 @@ def require_same_logits(file: Path, model: nn.Module, config: CheckpointConfig) 
 
 
 def _probe(batch: int, config: CheckpointConfig) -> Tensor:
-    """Images such as the base classifier sees: 8-bit pixels under noise, beyond [0, 1] too."""
+    """Returns images such as the base classifier sees: 8-bit pixels under noise, beyond [0, 1] too."""
     import torch
 
     generator = torch.Generator().manual_seed(batch)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macer_serve.checkpoint.config import CheckpointConfig
+from macer_serve.base_classifier import BaseClassifier
+from macer_serve.checkpoint.config import GRAPH, INT8, WEIGHTS, CheckpointConfig, digest_of
 from macer_serve.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
+FILES = (CONFIG, WEIGHTS, GRAPH, INT8)  # all that a checkpoint's folder may hold
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 
 
 def resolve(checkpoint: str | Path) -> Path:
-    """The checkpoint's folder: `bundled:NAME` or a path. Raises `CheckpointError` where there is none."""
+    """Returns the checkpoint's folder: `bundled:NAME` or a path. Raises `CheckpointError` if it is not there."""
     text = str(checkpoint)
     path = BUNDLED / text.removeprefix("bundled:") if text.startswith("bundled:") else Path(text).expanduser()
     if not (path / CONFIG).is_file():
@@ -35,7 +37,7 @@ def resolve(checkpoint: str | Path) -> Path:
 
 
 def load_config(checkpoint: str | Path) -> CheckpointConfig:
-    """The configuration alone, for those who never run the network. Raises `CheckpointError`."""
+    """Returns the configuration alone, for callers that never run the network. Raises `CheckpointError`."""
     path = resolve(checkpoint) / CONFIG
     try:
         return CheckpointConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -43,28 +45,62 @@ def load_config(checkpoint: str | Path) -> CheckpointConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_model(checkpoint: str | Path) -> tuple[CheckpointConfig, nn.Sequential]:
-    """The configuration and the base classifier in eval mode, pixel values in [0, 1] -> logits.
+def load_base_classifier(checkpoint: str | Path) -> tuple[CheckpointConfig, BaseClassifier]:
+    """Returns the configuration and the base classifier, in every form that the checkpoint holds.
 
-    Raises `CheckpointError` where the weights are not those whose digest the configuration names.
+    Raises `CheckpointError` for a file that is missing, or whose digest is not the one that the configuration names.
+    Weights are read when an engine asks for the torch module.
     """
+    config = load_config(checkpoint)
+    folder = resolve(checkpoint)
+
+    def graph(name: str) -> bytes | None:
+        return read_file(folder, config, name) if name in config.files else None
+
+    def module() -> nn.Module:
+        return _module(config, folder)
+
+    return config, BaseClassifier(
+        input_shape=config.input_shape,
+        classes=len(config.classes),
+        load_module=module if WEIGHTS in config.files else None,
+        onnx=graph(GRAPH),
+        int8=graph(INT8),
+    )
+
+
+def load_model(checkpoint: str | Path) -> tuple[CheckpointConfig, nn.Module]:
+    """Returns the configuration and the base classifier as a torch module in eval mode.
+
+    Raises `CheckpointError`, and `EngineError` for a checkpoint that holds an ONNX graph only.
+    """
+    config, classifier = load_base_classifier(checkpoint)
+    return config, classifier.module()
+
+
+def read_file(folder: Path, config: CheckpointConfig, name: str) -> bytes:
+    """Returns the bytes of a checkpoint's file. Raises `CheckpointError` unless its digest is the configuration's."""
+    path = folder / name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if (digest := digest_of(data)) != config.files[name]:
+        raise CheckpointError(
+            f"{path} is not the file this checkpoint was saved with: its digest is {digest}, "
+            f"config.json names {config.files[name]}. Copy the checkpoint again."
+        )
+    return data
+
+
+def _module(config: CheckpointConfig, folder: Path) -> nn.Module:
+    """Returns the named architecture with the checkpoint's weights, in eval mode."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     from macer_serve.architectures import base_classifier
 
-    config = load_config(checkpoint)
-    path = resolve(checkpoint) / WEIGHTS
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    digest = "sha256:" + hashlib.sha256(data).hexdigest()
-    if digest != config.weights_digest:
-        raise CheckpointError(
-            f"{path} is not the file this checkpoint was saved with: its digest is {digest}, "
-            f"config.json names {config.weights_digest}. Copy the checkpoint again."
-        )
+    data = read_file(folder, config, WEIGHTS)
     model = base_classifier(
         config.architecture,
         classes=len(config.classes),
@@ -75,27 +111,36 @@ def load_model(checkpoint: str | Path) -> tuple[CheckpointConfig, nn.Sequential]
     try:
         model.load_state_dict(load(data))
     except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} does not fit architecture {config.architecture}: {error}") from error
-    return config, model.eval()
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit architecture {config.architecture}: {error}") from error
+    return model.eval()
 
 
 def save_checkpoint(model: nn.Module, config: CheckpointConfig, folder: str | Path) -> CheckpointConfig:
-    """Write the folder whole or not at all; the configuration as written (its weights digest filled in).
+    """Writes the weights of a named architecture as a checkpoint; returns the configuration as written.
 
-    An existing checkpoint of that name is replaced, and put back should that fail; a folder that holds anything
-    else is refused.
+    See `write_checkpoint`.
     """
     from safetensors.torch import save
 
+    weights = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+    return write_checkpoint(config, {WEIGHTS: weights}, folder)
+
+
+def write_checkpoint(config: CheckpointConfig, files: Mapping[str, bytes], folder: str | Path) -> CheckpointConfig:
+    """Writes the folder whole or not at all; returns the configuration with the digests of `files`.
+
+    An existing checkpoint of that name is replaced, and put back if that fails. Raises `CheckpointError` for a folder
+    that holds anything else.
+    """
     folder = Path(folder)
-    if folder.exists() and any(p.name not in (CONFIG, WEIGHTS) for p in folder.iterdir()):
+    if folder.exists() and any(p.name not in FILES for p in folder.iterdir()):
         raise CheckpointError(f"{folder} holds other files than a checkpoint's; choose another --out")
-    data = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
-    config = replace(config, weights_digest="sha256:" + hashlib.sha256(data).hexdigest())
+    config = replace(config, files={name: digest_of(data) for name, data in files.items()})
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        (staging / WEIGHTS).write_bytes(data)
+        for name, data in files.items():
+            (staging / name).write_bytes(data)
         (staging / CONFIG).write_text(
             json.dumps(config.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )

@@ -20,6 +20,7 @@ _COMMANDS = {
     "predict": "Certify one image, without a server.",
     "verify": "Check a certificate that someone issued.",
     "export": "Write a base classifier as an ONNX file.",
+    "quantize": "Add an int8 form of its network to a checkpoint.",
 }
 
 
@@ -51,7 +52,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="macer")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is chosen and why.")
 def main(verbose: bool) -> None:
-    """Certified inference by randomized smoothing: train, certify, report, predict, verify, export.
+    """Certified inference by randomized smoothing: train, certify, report, predict, verify, export, quantize.
 
     To serve: serve run deployments/smoothed.yaml
     """

@@ -10,6 +10,7 @@ import click
 
 from macer_serve.cli.data_options import data_options
 from macer_serve.cli.plan_options import plan_of, plan_options
+from macer_serve.cli.voter_options import voter_options, voter_options_of
 
 if TYPE_CHECKING:
     from macer_serve.smoothing.plan import Plan
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("certify")
 @click.argument("checkpoint")
-@data_options
+@data_options()
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The log (TSV).")
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Certify every K-th test image.")
 @click.option("--start", type=click.IntRange(0), default=0, help="First image.")
@@ -25,11 +26,7 @@ if TYPE_CHECKING:
 @plan_options(n=100_000)
 @click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
 @click.option("--seed", type=str, default="0", show_default=True, help="Same seed, same votes.")
-@click.option("--device", default=None, help="cpu or cuda.  [default: cuda where there is one]")
-@click.option("--batch", type=int, default=None, help="Noisy copies a forward pass.")
-@click.option("--workers", type=int, default=None, help="CPU cores.  [default: all]")
-@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True)
-@click.option("--compile/--no-compile", "compile_", default=True, show_default=True)
+@voter_options
 def command(
     checkpoint: str,
     dataset: str,
@@ -41,11 +38,6 @@ def command(
     stop: int | None,
     noise: str,
     seed: str,
-    device: str | None,
-    batch: int | None,
-    workers: int | None,
-    precision: str,
-    compile_: bool,
     **options: Any,
 ) -> None:
     """Certify the test images of a data set with CHECKPOINT (a folder, or bundled:NAME) and write a log.
@@ -70,11 +62,7 @@ def command(
         checkpoint,
         noise=noise,  # type: ignore[arg-type]  # click has checked the choice
         secret=hashlib.sha256(b"macer certify\0" + seed.encode()).digest(),
-        device=device,
-        batch=batch,
-        workers=workers,
-        precision=precision,
-        compile=compile_,
+        options=voter_options_of(options),
     )
     config, voter = classifier.config, classifier.voter
     assert voter is not None

@@ -11,14 +11,19 @@ import click
 from macer_serve.datasets import DATASETS
 
 
-def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--dataset`, `--data-dir` and `--download`."""
+def data_options(*, dataset_required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds `--dataset`, `--data-dir` and `--download`; an optional data set is the one of the checkpoint's training."""
     where = "Where the data set lies.  [default: the environment's MACER_DATA_DIR]"
+    which = None if dataset_required else "[default: the set that the checkpoint was trained on]"
     options = (
-        click.option("--dataset", type=click.Choice(list(DATASETS)), required=True),
+        click.option("--dataset", type=click.Choice(list(DATASETS)), required=dataset_required, help=which),
         click.option("--data-dir", type=click.Path(path_type=Path), required=True, envvar="MACER_DATA_DIR", help=where),
         click.option("--download", is_flag=True, help="Fetch CIFAR-10, SVHN or MNIST into --data-dir first."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from macer_serve.cli.plan_options import plan_of, plan_options
+from macer_serve.cli.voter_options import voter_options, voter_options_of
 
 
 @click.command("predict")
@@ -29,7 +30,7 @@ from macer_serve.cli.plan_options import plan_of, plan_options
     default=None,
     help="Secret for seeds and mac; with a server's secret the answer is the server's.  [default: a fresh one]",
 )
-@click.option("--device", default=None, help="cpu or cuda.  [default: cuda where there is one]")
+@voter_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole certificate.")
 def command(
     image: Path,
@@ -37,7 +38,6 @@ def command(
     mode: str,
     noise: str,
     secret_file: Path | None,
-    device: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -57,7 +57,7 @@ def command(
         checkpoint,
         noise=noise,  # type: ignore[arg-type]  # click has checked the choice
         secret=secret_file.read_bytes().strip() if secret_file else None,
-        device=device,
+        options=voter_options_of(options),
     )
     with tqdm(total=plan.selection + plan.n, unit="vote", file=sys.stderr, leave=False) as bar:
 

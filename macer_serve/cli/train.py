@@ -26,7 +26,7 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 
 @click.command("train")
-@data_options
+@data_options()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

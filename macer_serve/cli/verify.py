@@ -62,14 +62,14 @@ def command(
     from macer_serve.smoothed import SmoothedClassifier
     from macer_serve.smoothing.noise import NoiseKind
     from macer_serve.verification import read_certificate, verify
-    from macer_serve.verification.engines import voter_options
+    from macer_serve.verification.engines import options_like
     from macer_serve.verification.reading import MAX_BYTES
 
     with certificate.open("rb") as file:  # of a file of gigabytes, no more than it takes to refuse it
         record, answer = read_certificate(file.read(MAX_BYTES + 1))
 
     def voter(noise: NoiseKind) -> Voter:
-        classifier = SmoothedClassifier.load(checkpoint, noise=noise, **voter_options(record.engine, device))
+        classifier = SmoothedClassifier.load(checkpoint, noise=noise, options=options_like(record.engine, device))
         assert classifier.voter is not None
         return classifier.voter
 

@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.problems import UnavailableError
 from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
-from macer_serve.smoothed import Question, next_step
+from macer_serve.smoothed import Question, next_pass, window
 from macer_serve.smoothing.certification import Certification, Draw
 from macer_serve.smoothing.proof import Votes
 
@@ -57,26 +57,28 @@ class RemoteVoter:
         Cancelling this coroutine cancels what is in flight. Raises `UnavailableError` where no replica of
         that engine answers.
         """
-        size = 2 * voter.workers * self._replicas
-        window: deque[tuple[list[Draw], asyncio.Task[list[Votes]]]] = deque()
+        workers = voter.workers * self._replicas
+        in_flight: deque[tuple[list[Draw], asyncio.Task[list[Votes]]]] = deque()
         try:
             while True:
-                while len(window) < size and (draws := next_step(run, voter.step)):
+                while len(in_flight) < window(run, voter.batch_sizes, workers):
+                    if not (draws := next_pass(run, voter.batch_sizes)):
+                        break
                     request = VoteRequest(question.x, question.seed, tuple(draws), voter.engine)
-                    window.append((draws, asyncio.create_task(self._count(request))))
-                if not window:
+                    in_flight.append((draws, asyncio.create_task(self._count(request))))
+                if not in_flight:
                     return
-                draws, task = window[0]
+                draws, task = in_flight[0]
                 for draw, votes in zip(draws, await task, strict=True):
                     run.add(draw, votes)
-                window.popleft()
+                in_flight.popleft()
                 progress(run)
                 if run.done:  # what is in flight is no longer of use
                     return
         finally:
-            for _, task in window:
+            for _, task in in_flight:
                 task.cancel()
-            await asyncio.gather(*(task for _, task in window), return_exceptions=True)
+            await asyncio.gather(*(task for _, task in in_flight), return_exceptions=True)
 
     async def _count(self, request: VoteRequest) -> list[Votes]:
         """The votes of one step; a lost replica costs a repetition of the same draws, and changes no vote."""

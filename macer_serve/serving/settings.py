@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from macer_serve.errors import ParameterError
 from macer_serve.images import MAX_PIXELS
 from macer_serve.smoothing.plan import Plan
+from macer_serve.voters import VoterOptions
 
 # A model's name is part of its voter deployment's name, of metrics and of URLs.
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -36,11 +37,7 @@ class ModelSettings(_Strict):
     replicas: Annotated[int, Field(ge=1)] = 1
     num_cpus: Annotated[float, Field(ge=0, description="CPUs that Ray reserves for a replica.")] = 1
     num_gpus: Annotated[float, Field(ge=0, description="GPUs that Ray reserves for a replica.")] = 0
-    device: str | None = Field(None, description="cpu or cuda; default: cuda where there is one.")
-    workers: Annotated[int | None, Field(ge=1, description="CPU cores a replica computes on; default: all.")] = None
-    batch: Annotated[int | None, Field(ge=1, description="Noisy copies a forward pass.")] = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: bool = True
+    voter: VoterOptions = Field(VoterOptions(), description="Engine, device, precision, batch, workers, compile.")
 
     @model_validator(mode="after")
     def _is_a_plan(self) -> ModelSettings:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from ray import serve
 
-from macer_serve.checkpoint import load_model
+from macer_serve.checkpoint import load_base_classifier
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.settings import ModelSettings
 from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.noise import FixedPoint
 from macer_serve.smoothing.proof import Votes
-from macer_serve.voters import Task
+from macer_serve.voters import Task, open_voter
 
 log = logging.getLogger("ray.serve")
 
@@ -34,14 +34,14 @@ class VoteRequest:
 
 @dataclass(frozen=True, slots=True)
 class VoterDescription:
-    """What an ingress must know of a voter: its checkpoint and engine, copies a pass, and passes at a time.
+    """What an ingress must know of a voter: its checkpoint and engine, copies per pass, and passes at a time.
 
     `passes` counts the forward passes of this replica since its start.
     """
 
     digest: str
     engine: str
-    step: int
+    batch_sizes: tuple[int, ...]
     workers: int
     passes: int
 
@@ -55,25 +55,13 @@ class VoterReplica:
     """One voter, warmed up before the replica is ready. Small requests of different inputs share a pass."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        from macer_serve.voters.torch_voter import TorchVoter
-
-        config, model = load_model(settings.checkpoint)
-        self._voter = TorchVoter(
-            model,
-            input_shape=config.input_shape,
-            sigma=config.sigma,
-            noise=settings.noise,
-            device=settings.device,
-            batch=settings.batch,
-            workers=settings.workers,
-            precision=settings.precision,
-            compile=settings.compile,
-        )
+        config, classifier = load_base_classifier(settings.checkpoint)
+        self._voter = open_voter(classifier, sigma=config.sigma, noise=settings.noise, options=settings.voter)
         self._digest, self._passes = config.digest, 0
         log.info("voter %s: %s", config.name, self._voter.engine)
         # Sizes are known only now, so that the batching wrapper is put on here and not on a method.
         self._pass = serve.batch(
-            max_batch_size=self._voter.step,
+            max_batch_size=self._voter.batch_sizes[-1],
             batch_wait_timeout_s=0.0,
             max_concurrent_batches=self._voter.workers,
             batch_size_fn=copies,
@@ -82,7 +70,7 @@ class VoterReplica:
     async def describe(self) -> VoterDescription:
         """The engine, proved at warm-up; answering at all means being ready."""
         voter = self._voter
-        return VoterDescription(self._digest, voter.engine, voter.step, voter.workers, self._passes)
+        return VoterDescription(self._digest, voter.engine, voter.batch_sizes, voter.workers, self._passes)
 
     async def count(self, request: VoteRequest) -> list[Votes]:
         """The votes of each draw, hard or soft.

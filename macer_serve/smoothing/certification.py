@@ -178,6 +178,11 @@ class Certification:
             self._stopped = why
 
     @property
+    def handed_out(self) -> int:
+        """Returns the number of copies that were asked for, selection and estimation together."""
+        return self._selection.handed_out + self._estimation.handed_out
+
+    @property
     def drawn(self) -> int:
         """The number of votes counted or waiting to be, selection and estimation together."""
         return sum(

@@ -55,11 +55,12 @@ _CHUNK = 1 << 18  # coordinates worked on at a time: they stay in cache
 
 
 class Noise(Protocol):
-    """A stream of noisy copies of inputs of one shape."""
+    """A stream of noisy copies of inputs of one shape. Pixel values in [0, 1] are `scale` times what is drawn."""
 
     name: str
     sigma: float
     dtype: np.dtype[Any]
+    scale: float
 
     def sample(self, x: FixedPoint, seed: bytes, purpose: Purpose, start: int, stop: int) -> npt.NDArray[Any]:
         """The noisy copies [start, stop) of x `[H, W, C]`: `[stop - start, H, W, C]` of `dtype`."""
@@ -142,6 +143,7 @@ class ExactNoise:
 
     name = "exact-lattice/1"
     dtype: np.dtype[Any] = np.dtype(np.int16)
+    scale = 1.0 / LATTICE_STEPS
 
     def __init__(self, sigma: float) -> None:
         self.sigma = sigma
@@ -253,6 +255,7 @@ class GaussianNoise:
 
     name = "gaussian/1"
     dtype: np.dtype[Any] = np.dtype(np.float32)
+    scale = 1.0
 
     def __init__(self, sigma: float) -> None:
         self.sigma = sigma

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from dataclasses import replace
+from typing import cast
 
-_NAME = re.compile(r"torch-(cpu|cuda)-(bf16|fp32)(-compiled)?(?:-t1)?-b(\d{1,4}):[0-9a-f]{16}")
+from macer_serve.errors import ParameterError
+from macer_serve.hardware import has_gpu
+from macer_serve.voters import EngineName, VoterOptions
+from macer_serve.voters.options import Device
 
 
-def voter_options(engine: str, device: str | None = None) -> dict[str, Any]:
-    """The options of `TorchVoter` that make an engine of the name; the machine's own where it is no such name.
+def options_like(engine: str, device: str | None = None) -> VoterOptions:
+    """Returns the options that make an engine of the name, or this machine's own if that is no such name.
 
-    bf16 stays this machine's choice: emulated, it is slow.
+    bf16 stays this machine's choice, since it is slow if it is emulated. `device` overrules the record's.
     """
-    options: dict[str, Any] = {"device": device}
-    named = _NAME.fullmatch(engine)
-    if named is None or device not in (None, named[1]) or not 1 <= int(named[4]) <= 8192:
-        return options
-    if named[1] == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            return options
-    options |= {"device": named[1], "compile": named[3] is not None, "batch": int(named[4])}
-    return options | ({"precision": "fp32"} if named[2] == "fp32" else {})
+    own = VoterOptions(device=cast(Device | None, device))
+    try:
+        options = EngineName.parse(engine).options()
+    except ParameterError:
+        return own
+    if device not in (None, options.device) or (options.device != "cpu" and not has_gpu()):
+        return own
+    return replace(options, precision="auto") if options.precision == "bf16" else options

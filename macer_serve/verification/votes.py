@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]  # votes counted, of how many
 def counted(voter: Voter, question: Question, seed: bytes, draws: list[Draw], progress: Progress) -> list[Votes]:
     """The votes of each draw, every worker of the voter busy."""
     window: deque[tuple[int, Draw, Future[list[Votes]]]] = deque()
-    pieces = iter([(i, piece) for i, draw in enumerate(draws) for piece in draw.cut(voter.step)])
+    pieces = iter([(i, piece) for i, draw in enumerate(draws) for piece in draw.cut(voter.batch_sizes[-1])])
     sums: list[Votes | None] = [None] * len(draws)
     done, total = 0, sum(map(len, draws))
     while True:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import voter_of
 from click.testing import Result
 from torch import nn
 
@@ -21,7 +22,6 @@ from macer_serve.datasets import load_dataset
 from macer_serve.evaluation.certify import certified_row
 from macer_serve.evaluation.logs import Row
 from macer_serve.smoothed import SmoothedClassifier
-from macer_serve.voters.torch_voter import TorchVoter
 from training import held_out
 from training.held_out import certified_curve
 from training.precision import Precision
@@ -70,9 +70,9 @@ def certified(model: nn.Sequential, config: CheckpointConfig, data: Path, indice
     Noise goes by the digest of the configuration: in training that is the one without weights and metrics.
     """
     images = load_dataset("mnist", data, "test")
-    in_training = replace(config, weights_digest="sha256:" + "0" * 64, metrics={})
+    in_training = replace(config, files={"model.safetensors": "sha256:" + "0" * 64}, metrics={})
     how: dict[str, Any] = {"device": "cpu", "precision": "fp32", "compile": False}
-    with TorchVoter(model, input_shape=config.input_shape, sigma=SIGMA, **how) as voter:
+    with voter_of(model, input_shape=config.input_shape, sigma=SIGMA, **how) as voter:
         classifier = SmoothedClassifier(in_training, voter=voter, secret=held_out._SECRET)
         return [certified_row(classifier, images, idx, held_out.PLAN) for idx in indices]
 

@@ -79,7 +79,9 @@ def test_each_changed_field_is_named(kind: str, honest: Made) -> None:
                 assert failed(check(changed(record, path, value), pixels, secret=SECRET)) == {"mac"}
                 continue
             assert isinstance(report.error, VerificationError), (path, value)
-            assert any(NAMED.get(top, top) in name for name in failed(report)), (path, value, report.failed)
+            named = any(NAMED.get(top, top) in name for name in failed(report))
+            # Another plan may have stopped elsewhere.
+            assert named or (path in SILENT and "stopped" in failed(report)), (path, value, report.failed)
             if top == "radius":  # and no other: what follows from it is compared with what it should be
                 assert failed(report) == {"radius"}
             looked.add(top)

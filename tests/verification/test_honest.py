@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+from cases import voter_of
 from test_certificate import SECRET, SIGMA, Brightness, config, image
 from torch import nn
 
@@ -14,15 +15,15 @@ from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.plan import Plan
 from macer_serve.verification import Verification, read_certificate, verify
 from macer_serve.voters import Voter
-from macer_serve.voters.torch_voter import TorchVoter
+from macer_serve.voters.batched import BatchedVoter
 
 SEED = bytes(16)
 
 
-def brightness(**options: Any) -> TorchVoter:
+def brightness(**options: Any) -> BatchedVoter:
     plain: dict[str, Any] = {"batch": 300, "workers": 2, "precision": "fp32", "compile": False, "device": "cpu"}
     model = nn.Sequential(nn.Identity(), Brightness())
-    return TorchVoter(model, input_shape=(3, 4, 4), sigma=SIGMA, **{**plain, **options})
+    return voter_of(model, input_shape=(3, 4, 4), sigma=SIGMA, **{**plain, **options})
 
 
 FIXED = Plan(n0=50, n=2000)

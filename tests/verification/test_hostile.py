@@ -14,7 +14,8 @@ from test_honest import Made, check
 
 from macer_serve.errors import ParameterError
 from macer_serve.verification import read_certificate, verify
-from macer_serve.verification.engines import voter_options
+from macer_serve.verification.engines import options_like
+from macer_serve.voters import VoterOptions
 
 HOSTILE = [
     b"", b"{", b"null", b"[]", b"5", b'"certificate"', b"\xff\xfe", b"\x00" * 100, b"[" * 200_000, b'{"a":' * 100_000,
@@ -69,13 +70,21 @@ def test_votes_out_of_range(votes: int, honest: Made) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("torch-cpu-fp32-t1-b64", {"device": "cpu", "compile": False, "batch": 64, "precision": "fp32"}),
-        ("torch-cpu-bf16-compiled-t1-b256", {"device": "cpu", "compile": True, "batch": 256}),
-        ("torch-cpu-fp32-t1-b9999", {"device": None}),
-        ("torch-cpu-fp32-t1-b0", {"device": None}),
-        ("onnx", {"device": None}),
+        (
+            "torch-cpu-fp32-b64",
+            {"engine": "torch", "device": "cpu", "compile": False, "batch": 64, "precision": "fp32"},
+        ),
+        ("torch-cpu-bf16-compiled-b256", {"engine": "torch", "device": "cpu", "compile": True, "batch": 256}),
+        (
+            "openvino-cpu-int8-b256",
+            {"engine": "openvino", "device": "cpu", "precision": "int8", "compile": False, "batch": 256},
+        ),
+        ("torch-cpu-fp32-b9999", {}),
+        ("torch-cpu-fp32-b0", {}),
+        ("jax-cpu-fp32-b64", {}),
+        ("onnx", {}),
     ],
 )
 def test_an_engine_like_the_records(name: str, options: dict[str, Any]) -> None:
-    assert voter_options(f"{name}:0123456789abcdef") == options
-    assert voter_options(name) == {"device": None}
+    assert options_like(f"{name}:0123456789abcdef") == VoterOptions(**options)
+    assert options_like(name) == VoterOptions()

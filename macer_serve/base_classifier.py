@@ -1,0 +1,62 @@
+"""The base classifier: a function from pixel values to logits, in the forms that engines run.
+
+Contract: `[k, C, H, W]` float32, pixel values in [0, 1] plus noise, to logits `[k, classes]`. Normalisation is part of
+the function. Row i of the logits depends on row i of the input only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from macer_serve.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class BaseClassifier:
+    """A base classifier of `input_shape` (C, H, W) and `classes`, as a torch module, an ONNX graph, or both.
+
+    `load_module` returns the module in eval mode. It is a function, so that an engine that runs a file need not import
+    torch. `onnx` is an fp32 graph and `int8` its quantised form; both map `pixels` to `logits` at any batch size.
+    """
+
+    input_shape: tuple[int, int, int]
+    classes: int
+    load_module: Callable[[], nn.Module] | None = None
+    onnx: bytes | None = None
+    int8: bytes | None = None
+
+    @classmethod
+    def of_module(cls, module: nn.Module, *, input_shape: tuple[int, int, int], classes: int) -> BaseClassifier:
+        """Returns the base classifier that a copy of `module` computes in eval mode."""
+        frozen = copy.deepcopy(module).eval()
+        return cls(input_shape, classes, load_module=lambda: frozen)
+
+    def module(self) -> nn.Module:
+        """Returns the torch module. Raises `EngineError` if the classifier has none."""
+        if self.load_module is None:
+            raise EngineError("this base classifier is an ONNX graph: the torch engine cannot run it, use onnx")
+        return self.load_module()
+
+    def graph(self) -> bytes:
+        """Returns the fp32 ONNX graph, exported from the module if the classifier has no file of it.
+
+        Raises `EngineError` if torch cannot export the module.
+        """
+        if self.onnx is not None:
+            return self.onnx
+        from macer_serve.onnx_graph import export_graph
+
+        graph: bytes = export_graph(self.module(), self.input_shape).SerializeToString(deterministic=True)
+        return graph
+
+    def int8_graph(self) -> bytes:
+        """Returns the quantised graph. Raises `EngineError` if there is none."""
+        if self.int8 is None:
+            raise EngineError("int8 needs a quantised file, and this checkpoint has none: run macer quantize on it")
+        return self.int8

@@ -1,0 +1,29 @@
+"""Noisy copies of a data set's images, as the base classifier sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from macer_serve.datasets import ImageSet
+from macer_serve.smoothed import SmoothedClassifier
+
+
+def noisy_copies(
+    classifier: SmoothedClassifier,
+    images: ImageSet,
+    indices: Iterable[int],
+    *,
+    progress: Callable[[], object] = lambda: None,
+) -> npt.NDArray[np.float32]:
+    """Returns one noisy copy per image, `[k, C, H, W]`, pixel values; the classifier's secret fixes the noise."""
+    copies = []
+    for idx in indices:
+        pixels, _ = images[idx]
+        asked = classifier.question(pixels)
+        copies.append(classifier.noise.sample(asked.x, asked.seed, "selection", 0, 1)[0])
+        progress()
+    drawn = np.stack(copies).transpose(0, 3, 1, 2).astype(np.float32)
+    return np.ascontiguousarray(drawn * np.float32(classifier.noise.scale))

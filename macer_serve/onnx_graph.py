@@ -1,0 +1,80 @@
+"""ONNX graphs of base classifiers: exported from torch, and given the input that the noise makes.
+
+A graph of ours maps `pixels` `[batch, C, H, W]` float32 to `logits` `[batch, classes]`, at any batch size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from macer_serve.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PIXELS, LOGITS, COPIES = "pixels", "logits", "copies"
+OPSET = 18  # the oldest that torch's exporter writes without conversion, hence read by the most runtimes
+
+
+def export_graph(module: nn.Module, input_shape: tuple[int, int, int]) -> Any:
+    """Returns the `onnx.ModelProto` of a base classifier: the same bytes whenever torch writes the same graph.
+
+    Raises `EngineError` if torch cannot export the module.
+    """
+    import torch
+
+    try:
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, *input_shape),),  # two images: torch takes a batch of one for a constant
+            dynamo=True,
+            input_names=[PIXELS],
+            output_names=[LOGITS],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    except Exception as error:  # the exporter raises errors of many kinds
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineError(f"torch cannot export this network as ONNX: {reason[0]}") from error
+    assert program is not None
+    proto: Any = program.model_proto
+    graph = proto.graph
+    # The exporter's notes name the source line of every node, with the paths of this machine.
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return proto
+
+
+def with_copies(graph: bytes, shape: tuple[int, int, int], scale: float, *, integers: bool) -> bytes:
+    """Returns the graph with the input `copies` `[batch, H, W, C]` in place of `pixels`: pixels = copies * scale.
+
+    `copies` is int16 (lattice steps) or float32, as the noise draws them, so that a pass needs no conversion outside
+    the engine. `shape` is (H, W, C). Raises `EngineError` if the graph has another input or output than ours.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    try:
+        model = onnx.load_from_string(graph)
+    except Exception as error:  # protobuf's own errors
+        raise EngineError(f"the ONNX file cannot be read: {error}") from error
+    inner = model.graph
+    names = [value.name for value in inner.input], [value.name for value in inner.output]
+    if names != ([PIXELS], [LOGITS]):
+        raise EngineError(f"the ONNX graph maps {names[0]} to {names[1]}; {PIXELS} to {LOGITS} is needed")
+    kind = TensorProto.INT16 if integers else TensorProto.FLOAT
+    front = [
+        helper.make_node("Cast", [COPIES], ["copies_as_floats"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["copies_as_floats", "lattice_step"], ["copies_as_pixels"]),
+        helper.make_node("Transpose", ["copies_as_pixels"], [PIXELS], perm=[0, 3, 1, 2]),
+    ]
+    nodes = [*front, *inner.node]
+    del inner.node[:]
+    inner.node.extend(nodes)
+    inner.initializer.append(helper.make_tensor("lattice_step", TensorProto.FLOAT, [], [scale]))
+    del inner.input[:]
+    inner.input.append(helper.make_tensor_value_info(COPIES, kind, ["batch", *shape]))
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data

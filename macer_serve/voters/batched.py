@@ -1,0 +1,242 @@
+"""BatchedVoter: what all engines have in common.
+
+It draws the noise, packs the draws of many requests into passes of a fixed batch size, pads short ones, and counts.
+Before it votes it proves that its engine computes the base classifier, and that a copy's logits depend on nothing but
+the copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from macer_serve.errors import EngineError, ParameterError
+from macer_serve.smoothing.certification import Draw
+from macer_serve.smoothing.noise import FRACTION_BITS, Noise
+from macer_serve.smoothing.proof import SOFT_LEVELS, Votes
+from macer_serve.voters.engines import Engine, EngineName, Logits, Passes, relative_error
+from macer_serve.voters.tasks import Task
+
+log = logging.getLogger(__name__)
+
+_PROBE_SEED = hashlib.sha256(b"macer-serve probe").digest()[:16]
+_COMPARED_COPIES = 16  # copies of the probe whose logits are compared with the plain classifier's
+_WARM_UP_S = 900  # a worker that takes longer than this to warm up is stuck
+
+
+class BatchedVoter:
+    """Votes of one base classifier by one engine, on a pool of worker threads.
+
+    Warm-up happens in the constructor: the voter is ready, and its `engine` proved, when it returns. `batch_sizes`
+    are those of its passes, ascending: the small one serves short decisions, and is left out if its logits differ in a
+    single bit. Raises `EngineError` for an engine that computes another function than the plain classifier, or whose
+    logits depend on a copy's position, on its batch, or on the worker.
+    """
+
+    def __init__(self, name: str, engine: Engine, *, classes: int, noise: Noise, passes: Passes) -> None:
+        self.classes, self.noise, self.workers = classes, noise, passes.workers
+        self.input_shape, self._scale = passes.shape, passes.scale
+        self.batch_sizes = passes.batch_sizes
+        self._engine, self._local = engine, threading.local()
+        self._pool = ThreadPoolExecutor(self.workers, "voter", initializer=self._start_worker)
+        try:
+            fingerprint = self._warm_up()
+        except BaseException:
+            self.close()
+            raise
+        engine.seal()
+        self.engine = str(
+            EngineName(
+                engine=name,
+                device=engine.device,
+                precision=engine.precision,
+                batch=self.batch_sizes[-1],
+                fingerprint=fingerprint,
+                compiled=engine.compiled,
+                build=engine.build,
+            )
+        )
+        log.info("voter ready: %s, batch sizes %s, %d workers", self.engine, self.batch_sizes, self.workers)
+
+    def submit(self, tasks: Sequence[Task]) -> Future[list[Votes]]:
+        """Returns the votes of each task, hard or soft, when they are counted.
+
+        Tasks of up to `batch_sizes[-1]` copies in all share one pass. Raises `ParameterError` for an input of another
+        shape: NumPy would broadcast it, and its pixels would share their noise.
+        """
+        for task in tasks:
+            if task.x.shape != self.input_shape:
+                raise ParameterError(f"this voter takes inputs of shape {self.input_shape}, not {task.x.shape}")
+        return self._pool.submit(self._count, tuple(tasks))
+
+    def close(self) -> None:
+        """Let running passes end, drop waiting ones."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> BatchedVoter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # --- counting -----------------------------------------------------------------------------------------------------
+
+    def _start_worker(self) -> None:
+        self._engine.start_thread()
+        self._local.buffer = np.zeros((self.batch_sizes[-1], *self.input_shape), dtype=self.noise.dtype)
+
+    def _count(self, tasks: tuple[Task, ...]) -> list[Votes]:
+        """Returns the votes of each task, one pass after the other."""
+        votes: list[Votes] = [
+            np.zeros(self.classes if task.draw.beta is None else (self.classes, SOFT_LEVELS), dtype=np.int64)
+            for task in tasks
+        ]
+        for batch in _packed(tasks, self.batch_sizes[-1]):
+            logits = self._pass([(tasks[i], piece) for i, piece in batch])
+            at = 0
+            for i, piece in batch:
+                rows = logits[at : at + len(piece)]
+                at += len(piece)
+                votes[i] += hard_votes(rows) if piece.beta is None else soft_votes(rows, piece.beta)
+        return votes
+
+    def _pass(self, batch: list[tuple[Task, Draw]]) -> Logits:
+        """Returns the logits of the pieces' copies, in order, by one pass of the smallest size that holds them."""
+        filled = sum(len(draw) for _, draw in batch)
+        copies = self._local.buffer[: next(size for size in self.batch_sizes if size >= filled)]
+        at = 0
+        for task, draw in _joined(batch):
+            copies[at : at + len(draw)] = self.noise.sample(task.x, task.seed, draw.purpose, draw.start, draw.stop)
+            at += len(draw)
+        return self._engine.logits(copies)[:filled]
+
+    # --- warm-up ------------------------------------------------------------------------------------------------------
+
+    def _warm_up(self) -> str:
+        """Returns the engine's fingerprint, 16 hex digits of the logits of the probe batch."""
+        probe = self._probe()
+        first = self._pool.submit(lambda: [self._engine.logits(probe[:size]).copy() for size in self.batch_sizes])
+        self._require_the_plain_function(probe, first.result(_WARM_UP_S)[-1])
+        outputs = self._on_every_worker(self._in_every_setting, probe)
+        plain = outputs[0][0]
+        if any(not np.array_equal(plain, logits) for settings in outputs for logits in settings):
+            raise EngineError(
+                "this voter's logits depend on a copy's position in the batch, on its batch or on the worker; its "
+                "votes could not be repeated. Try precision fp32, or another batch."
+            )
+        if len(self.batch_sizes) > 1 and not self._small_batch_agrees(probe, plain):
+            log.warning("logits at batch size %d differ in their last bits: it is not used", self.batch_sizes[0])
+            self.batch_sizes = self.batch_sizes[-1:]
+        return hashlib.sha256(plain.tobytes()).hexdigest()[:16]
+
+    def _probe(self) -> npt.NDArray[Any]:
+        """Returns a full batch of noisy copies of a ramp of grey levels: different rows, the same for every replica."""
+        ramp = np.arange(int(np.prod(self.input_shape)), dtype=np.int32) % 256
+        x = (ramp << FRACTION_BITS).reshape(self.input_shape)
+        return self.noise.sample(x, _PROBE_SEED, "selection", 0, self.batch_sizes[-1])
+
+    def _on_every_worker(self, work: Any, probe: npt.NDArray[Any]) -> list[tuple[Logits, ...]]:
+        """Returns what `work` returns on each worker thread."""
+        ready = threading.Barrier(self.workers)
+
+        def on_one_worker() -> tuple[Logits, ...]:
+            ready.wait(timeout=_WARM_UP_S)  # so that each worker takes one of the calls
+            return work(probe)  # type: ignore[no-any-return]
+
+        return [done.result() for done in [self._pool.submit(on_one_worker) for _ in range(self.workers)]]
+
+    def _in_every_setting(self, probe: npt.NDArray[Any]) -> tuple[Logits, ...]:
+        """Returns the probe's logits computed in order, with rows permuted, and with every second row replaced."""
+        order = np.random.Generator(np.random.PCG64(0)).permutation(len(probe))
+        kept = np.arange(len(probe)) % 2 == 0
+        plain = self._engine.logits(probe).copy()
+        permuted = np.empty_like(plain)
+        permuted[order] = self._engine.logits(probe[order])
+        mixed = self._engine.logits(np.where(kept[:, None, None, None], probe, np.zeros_like(probe))).copy()
+        mixed[~kept] = plain[~kept]
+        return plain, permuted, mixed
+
+    def _require_the_plain_function(self, probe: npt.NDArray[Any], logits: Logits) -> None:
+        """Raise `EngineError` unless the engine's logits are the plain classifier's, but for its arithmetic."""
+        copies = probe[:_COMPARED_COPIES]
+        pixels = np.ascontiguousarray(copies.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(self._scale))
+        plain = self._engine.plain_logits(pixels)
+        if plain.ndim != 2 or plain.shape != (len(copies), self.classes):
+            raise EngineError(
+                f"the base classifier must return logits [k, {self.classes}]; for {len(copies)} inputs it returned "
+                f"{list(plain.shape)}"
+            )
+        if not np.isfinite(plain).all():
+            raise EngineError("the base classifier's logits are not finite: its weights are damaged, or out of range")
+        error = relative_error(logits[: len(copies)], plain)
+        if error > self._engine.tolerance:
+            raise EngineError(
+                f"the engine does not compute the base classifier: its logits differ by {error:.2g} of their size, "
+                f"which its arithmetic does not explain ({self._engine.tolerance:g} at most)"
+            )
+
+    def _small_batch_agrees(self, probe: npt.NDArray[Any], logits: Logits) -> bool:
+        """Returns whether the small batch gives the very logits of the large one, on every worker, at both ends."""
+        small = self.batch_sizes[0]
+
+        def both_ends(copies: npt.NDArray[Any]) -> tuple[Logits, ...]:
+            first = self._engine.logits(copies[:small]).copy()
+            return first, self._engine.logits(copies[-small:][::-1])[::-1].copy()
+
+        return all(
+            np.array_equal(first, logits[:small]) and np.array_equal(last, logits[-small:])
+            for first, last in self._on_every_worker(both_ends, probe)
+        )
+
+
+def hard_votes(logits: Logits) -> Votes:
+    """Returns how many rows of `[k, classes]` each class wins, int64 `[classes]`; of equal logits the first wins."""
+    return np.bincount(logits.argmax(1), minlength=logits.shape[1])
+
+
+def soft_votes(logits: Logits, beta: float) -> Votes:
+    """Returns how many rows give each class a softmax(beta * logits) of each level: int64 `[classes, SOFT_LEVELS]`."""
+    scaled = beta * logits.astype(np.float64)
+    z = np.exp(scaled - scaled.max(1, keepdims=True))
+    z /= z.sum(1, keepdims=True)
+    levels = np.minimum((z * SOFT_LEVELS).astype(np.int64), SOFT_LEVELS - 1)
+    classes = logits.shape[1]
+    slots = levels + np.arange(classes) * SOFT_LEVELS
+    return np.bincount(slots.ravel(), minlength=classes * SOFT_LEVELS).reshape(classes, SOFT_LEVELS)
+
+
+def _packed(tasks: tuple[Task, ...], size: int) -> Iterator[list[tuple[int, Draw]]]:
+    """Yields batches of at most `size` copies: pieces of the tasks' draws, each with its task's number."""
+    batch: list[tuple[int, Draw]] = []
+    filled = 0
+    for i, task in enumerate(tasks):
+        for piece in task.draw.cut(size):
+            if filled + len(piece) > size:
+                yield batch
+                batch, filled = [], 0
+            batch.append((i, piece))
+            filled += len(piece)
+    if batch:
+        yield batch
+
+
+def _joined(pieces: list[tuple[Task, Draw]]) -> list[tuple[Task, Draw]]:
+    """Returns the pieces, joined where they follow each other in one stream: looks cut finely, noise need not be."""
+    joined: list[tuple[Task, Draw]] = []
+    for task, draw in pieces:
+        if joined:
+            last, before = joined[-1]
+            same = last.x is task.x and (last.seed, before.purpose) == (task.seed, draw.purpose)
+            if same and before.stop == draw.start:
+                joined[-1] = (last, replace(before, stop=draw.stop))
+                continue
+        joined.append((task, draw))
+    return joined

@@ -1,0 +1,35 @@
+"""Tasks for voters, and what drivers need of a voter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from macer_serve.smoothing.certification import Draw
+from macer_serve.smoothing.noise import FixedPoint, Noise
+from macer_serve.smoothing.proof import Votes
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The votes of the noisy copies `draw` of the input `x` (`int32 [H, W, C]`, fixed point) under `seed`."""
+
+    x: FixedPoint
+    seed: bytes
+    draw: Draw
+
+
+class Voter(Protocol):
+    """What drivers need of an engine. A pass holds `batch_sizes` copies, `workers` passes run at a time."""
+
+    engine: str
+    batch_sizes: tuple[int, ...]
+    workers: int
+    classes: int
+    noise: Noise
+
+    def submit(self, tasks: Sequence[Task]) -> Future[list[Votes]]:
+        """Returns the votes of each task, in order: int64 `[classes]`, or `[classes, SOFT_LEVELS]` for a soft draw."""
+        ...
