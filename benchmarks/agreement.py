@@ -35,7 +35,7 @@ from macer_serve.smoothing.bounds import clopper_pearson_lower
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.plan import Plan
-from macer_serve.voters import Task, Voter
+from macer_serve.voters import Task, Voter, VoterOptions
 
 N, ALPHA, CHANCE = 100_000, 0.001, 1e-6
 COLUMNS = ("idx", "radius_plan", "radius_n", "fixed_plan", "counted", "k", "engine")
@@ -70,8 +70,9 @@ def fixed_plan(
     k = so_far.votes_by_class()[top]
     while (answer := settled(k, m, needed)) is None:
         # Seldom enough that judging costs little, often enough that little is drawn beyond the answer.
-        more = min(N - m, voter.step * voter.workers * max(1, m // (16 * voter.workers * voter.step)))
-        draws = Draw("estimation", m, m + more).cut(voter.step)
+        step = voter.batch_sizes[-1]
+        more = min(N - m, step * voter.workers * max(1, m // (16 * voter.workers * step)))
+        draws = Draw("estimation", m, m + more).cut(step)
         waiting = [voter.submit([Task(question.x, question.seed, draw)]) for draw in draws]
         k += sum(int(future.result()[0][top]) for future in waiting)
         m += more
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="CPU cores; default all")
     options = parser.parse_args()
     secret = hashlib.sha256(b"benchmarks/agreement.py").digest()
-    g = SmoothedClassifier.load(options.checkpoint, secret=secret, workers=options.workers)
+    g = SmoothedClassifier.load(options.checkpoint, secret=secret, options=VoterOptions(workers=options.workers))
     voter = g.voter
     assert voter is not None
     images = load_dataset("cifar10", options.data_dir, "test")

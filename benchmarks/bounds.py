@@ -33,7 +33,7 @@ ALPHA, BETA = 0.001, 16.0
 def votes_of(g: SmoothedClassifier, question: Question, draws: list[Draw]) -> list[Votes]:
     """The votes of each draw, the voter's workers side by side."""
     assert g.voter is not None
-    pieces = [(i, piece) for i, draw in enumerate(draws) for piece in draw.cut(g.voter.step)]
+    pieces = [(i, piece) for i, draw in enumerate(draws) for piece in draw.cut(g.voter.batch_sizes[-1])]
     futures = [(i, g.voter.submit([Task(question.x, question.seed, piece)])) for i, piece in pieces]
     parts: list[list[Votes]] = [[] for _ in draws]
     for i, future in futures:

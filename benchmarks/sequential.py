@@ -240,9 +240,10 @@ def images(data: Path, every: int) -> Iterator[npt.NDArray[np.uint8]]:
 
 def for_real(checkpoint: str, data: Path, every: int, n: int, workers: int | None) -> None:
     from macer_serve.smoothed import SmoothedClassifier
+    from macer_serve.voters import VoterOptions
 
     secret = hashlib.sha256(b"benchmarks/sequential.py").digest()
-    g = SmoothedClassifier.load(checkpoint, secret=secret, workers=workers)
+    g = SmoothedClassifier.load(checkpoint, secret=secret, options=VoterOptions(workers=workers))
     assert g.voter is not None
     pictures = list(images(data, every))
     plans = (Plan(n=n, alpha=ALPHA), *(Plan(n=n, alpha=ALPHA, radius=r) for r in RADII))

@@ -52,6 +52,7 @@ def quantize_checkpoint(
     folder = resolve(checkpoint)
     kept = {name: read_file(folder, config, name) for name in config.files if name != INT8}
     graph = classifier.graph()
+    calibration = _whole_batches(calibration)
     int8 = quantize_graph(graph, calibration)
     record = {
         **source,
@@ -79,7 +80,7 @@ def quantize_graph(graph: bytes, calibration: Pixels) -> bytes:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
-            self._batches = _batches(calibration)
+            self._batches = _batches(_whole_batches(calibration))
 
         def get_next(self) -> dict[str, Pixels] | None:
             return next(({PIXELS: batch} for batch in self._batches), None)
@@ -125,6 +126,11 @@ def _classes(graph: bytes, pixels: Pixels) -> npt.NDArray[np.intp]:
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     return np.concatenate([session.run([LOGITS], {PIXELS: batch})[0].argmax(1) for batch in _batches(pixels)])
+
+
+def _whole_batches(pixels: Pixels) -> Pixels:
+    """Returns the pixels without a short last batch, which onnxruntime's histograms cannot hold beside the others."""
+    return pixels[: len(pixels) // _BATCH * _BATCH] if len(pixels) > _BATCH else pixels
 
 
 def _batches(pixels: Pixels) -> Iterator[Pixels]:

@@ -21,9 +21,11 @@ def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool
     file then runs by default, about twice as fast. It is a base classifier of its own: how often its class differs from
     the fp32 network's, on noisy test images, is printed and stored.
     """
+    from dataclasses import replace
+
     from tqdm import tqdm
 
-    from macer_serve.checkpoint import load_config
+    from macer_serve.checkpoint import INT8, load_config
     from macer_serve.checkpoint.quantize import calibration_size, quantize_checkpoint
     from macer_serve.datasets import load_dataset
     from macer_serve.errors import ParameterError
@@ -38,7 +40,10 @@ def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool
     train = load_dataset(name, data_dir, "train", download=download)
     test = load_dataset(name, data_dir, "test", download=download)
     require_same_classes(config, train)
-    classifier = SmoothedClassifier(config, secret=b"macer quantize: the noise of calibrations")
+    # As if it had no int8 file yet, so that quantising again draws the same noise.
+    files = {file: digest for file, digest in config.files.items() if file != INT8}
+    first = replace(config, files=files, quantization={})
+    classifier = SmoothedClassifier(first, secret=b"macer quantize: the noise of calibrations")
     sizes = {"calibration": calibration_size(config.input_shape), "held out": held_out}
     copies = []
     for (what, size), images in zip(sizes.items(), (train, test), strict=True):

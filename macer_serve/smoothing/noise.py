@@ -51,7 +51,7 @@ NoiseKind = Literal["exact", "gaussian"]
 
 _ONE, _HALF = 1 << FRACTION_BITS, 1 << (FRACTION_BITS - 1)
 _STRADDLES = np.int16(-32768)  # in the table: this index does not determine the value
-_CHUNK = 1 << 18  # coordinates worked on at a time: they stay in cache
+_CHUNK = 1 << 17  # coordinates worked on at a time: they stay in cache
 
 
 class Noise(Protocol):
@@ -170,24 +170,27 @@ class ExactNoise:
         low_key = np.frombuffer(_digest(self.name, purpose, "low", seed), dtype="<u4")
         out = np.empty((stop - start, flat.size), dtype=np.int16)
         chunk = max(1, _CHUNK // flat.size)
+        straddlers, their_index = [], []
         for first in range(start, stop, chunk):
             last = min(first + chunk, stop)
             rows = out[first - start : last - start]
             index = indices.read(first, last)
             if on_lattice:
                 np.take(self.tables.on_lattice, index, out=rows, mode="clip")
-                straddlers = np.flatnonzero(rows == _STRADDLES)
+                found = np.flatnonzero(rows == _STRADDLES)
             else:
                 bounds = np.take(self.tables.bracket, index, axis=0, mode="clip")
                 bounds += (fraction + np.int32(_HALF))[:, None]
                 bounds >>= FRACTION_BITS
                 rows[...] = bounds[..., 0]
-                straddlers = np.flatnonzero(bounds[..., 0] != bounds[..., 1])
-            if straddlers.size:
-                rows.reshape(-1)[straddlers] = self._refine(
-                    straddlers, index.reshape(-1)[straddlers], first, fraction, low_key
-                )
-            rows += base
+                found = np.flatnonzero(bounds[..., 0] != bounds[..., 1])
+            their_index.append(index.reshape(-1)[found])
+            found += (first - start) * flat.size
+            straddlers.append(found)
+        # All at once: many small steps in several threads would spend their time handing the interpreter on.
+        if straddlers and (where := np.concatenate(straddlers)).size:
+            out.reshape(-1)[where] = self._refine(where, np.concatenate(their_index), start, fraction, low_key)
+        out += base
         return out.reshape(stop - start, *x.shape)
 
     def _refine(
@@ -198,7 +201,7 @@ class ExactNoise:
         fraction: npt.NDArray[np.int32],
         key: npt.NDArray[np.uint32],
     ) -> npt.NDArray[np.int16]:
-        """z - m at the given places of a chunk whose first copy is `first`, by all 64 bits of U."""
+        """z - m at the given places of copies from `first` on, by all 64 bits of U."""
         size, tables = len(fraction), self.tables
         address = straddlers.astype(np.uint64) + np.uint64(first * size)
         full = np.full_like(address, 0)

@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 _PROBE_SEED = hashlib.sha256(b"macer-serve probe").digest()[:16]
 _COMPARED_COPIES = 16  # copies of the probe whose logits are compared with the plain classifier's
 _WARM_UP_S = 900  # a worker that takes longer than this to warm up is stuck
+_DEPENDS = (
+    "this voter's logits depend on a copy's position in the batch, on its batch or on the worker; its votes could not "
+    "be repeated. Try precision fp32, or another batch."
+)
 
 
 class BatchedVoter:
@@ -128,10 +132,7 @@ class BatchedVoter:
         outputs = self._on_every_worker(self._in_every_setting, probe)
         plain = outputs[0][0]
         if any(not np.array_equal(plain, logits) for settings in outputs for logits in settings):
-            raise EngineError(
-                "this voter's logits depend on a copy's position in the batch, on its batch or on the worker; its "
-                "votes could not be repeated. Try precision fp32, or another batch."
-            )
+            raise EngineError(_DEPENDS)
         if len(self.batch_sizes) > 1 and not self._small_batch_agrees(probe, plain):
             log.warning("logits at batch size %d differ in their last bits: it is not used", self.batch_sizes[0])
             self.batch_sizes = self.batch_sizes[-1:]
@@ -176,6 +177,9 @@ class BatchedVoter:
             )
         if not np.isfinite(plain).all():
             raise EngineError("the base classifier's logits are not finite: its weights are damaged, or out of range")
+        alone = self._engine.plain_logits(pixels[: len(copies) // 2])
+        if relative_error(alone, plain[: len(alone)]) > self._engine.tolerance:
+            raise EngineError(_DEPENDS)
         error = relative_error(logits[: len(copies)], plain)
         if error > self._engine.tolerance:
             raise EngineError(
