@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from macer_serve.base_classifier import BaseClassifier
-from macer_serve.checkpoint import load_base_classifier
+from macer_serve.checkpoint import load_checkpoint
 from macer_serve.hardware import usable_cores
 
 SHAPE, SIGMA, SEED, ART_N = (3, 32, 32), 0.25, bytes(16), 10_000
@@ -48,7 +48,7 @@ Round = Callable[[float], float]  # seconds -> votes per second
 def classifier_of(arch: str, int8: Path | None) -> BaseClassifier:
     """Returns the checkpoint's base classifier, or the named architecture with random weights and an int8 file."""
     if arch.startswith("bundled:"):
-        return load_base_classifier(arch)[1]
+        return load_checkpoint(arch)[1]
     import torch
 
     from macer_serve.architectures import base_classifier

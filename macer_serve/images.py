@@ -74,6 +74,24 @@ def decode(data: bytes, limits: UploadLimits = DEFAULT_LIMITS) -> NDArray[np.uin
         raise UndecodableError(f"the image is truncated or damaged: {SEND} that opens elsewhere") from error
 
 
+def of_pillow(image: Image.Image, limits: UploadLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """Returns the pixels of a Pillow image as `decode` gives those of its file: uint8 [height, width, 3], RGB.
+
+    Raises `UploadError` for an image of several pictures, too many pixels, or data that cannot be loaded.
+    """
+    if getattr(image, "n_frames", 1) != 1:
+        raise UnsupportedTypeError("an image of several pictures is not accepted: give one of them")
+    _check_size(*image.size, limits)
+    try:
+        image.load()
+        depth = 16 if image.mode.startswith("I") else 8
+        return np.ascontiguousarray(_oriented(_rgb(image, depth), _orientation(image.info.get("exif", b""))))
+    except UploadError:
+        raise
+    except Exception as error:  # it may be a file that was opened and not yet decoded
+        raise UndecodableError("the Pillow image cannot be loaded: its file is truncated, damaged or closed") from error
+
+
 def _decode(data: bytes, limits: UploadLimits) -> NDArray[np.uint8]:
     depth, exif = 8, b""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

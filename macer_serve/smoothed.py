@@ -12,14 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
-import numpy as np
-import numpy.typing as npt
-
-from macer_serve.checkpoint import CheckpointConfig, load_base_classifier, load_config
-from macer_serve.errors import EngineError, ParameterError, UndecodableError
+from macer_serve.checkpoint import CheckpointConfig, load_checkpoint, load_config
+from macer_serve.errors import EngineError
 from macer_serve.fit import Fit, fit_for, upload_radius
-from macer_serve.images import UploadLimits, decode
+from macer_serve.images import UploadLimits
+from macer_serve.inputs import Image, pixels_of
 from macer_serve.smoothing.certificate import Certificate, reason, statement
 from macer_serve.smoothing.certification import Certification, Draw
 from macer_serve.smoothing.noise import FixedPoint, NoiseKind, noise_for
@@ -27,8 +26,6 @@ from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import Votes
 from macer_serve.smoothing.seeds import check_secret, derive_seed, new_secret
 from macer_serve.voters import Task, Voter, VoterOptions, open_voter
-
-Image = bytes | str | Path | npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class SmoothedClassifier:
 
         `options` say by which engine votes are computed. Raises `CheckpointError`, `EngineError`.
         """
-        config, classifier = load_base_classifier(checkpoint)
+        config, classifier = load_checkpoint(checkpoint)
         voter = open_voter(classifier, sigma=config.sigma, noise=noise, options=options)
         return cls(config, voter=voter, noise=noise, secret=secret)
 
@@ -97,11 +94,11 @@ class SmoothedClassifier:
         return cls(load_config(checkpoint), noise=noise, secret=secret, limits=limits)
 
     def question(self, image: Image) -> Question:
-        """The image as model input with its seed: encoded bytes, a path, or pixels `uint8 [H, W]` or `[H, W, C]`.
+        """Returns the image as model input with its seed. `macer_serve.inputs` says what is taken for an image.
 
-        Raises `UploadError` for what is not an acceptable image.
+        Raises `UploadError` for what is not an acceptable image, `ParameterError` for an object of another kind.
         """
-        pixels = self._pixels(image)
+        pixels = pixels_of(image, self.limits)
         channels, height, width = self.config.input_shape
         fit = fit_for((pixels.shape[0], pixels.shape[1]), self.config.resize, (height, width), channels)
         x = fit.apply(pixels)
@@ -109,22 +106,6 @@ class SmoothedClassifier:
         digest = "sha256:" + hashlib.sha256(header + x.astype("<i4").tobytes()).hexdigest()
         seed = derive_seed(self._secret, digest, self._digest)
         return Question(x, seed, digest, pixels.shape, fit)
-
-    def _pixels(self, image: Image) -> npt.NDArray[np.uint8]:
-        if isinstance(image, str | Path):
-            try:
-                image = Path(image).read_bytes()
-            except OSError as error:
-                raise UndecodableError(f"{image!s}: {error.strerror or error}") from error
-        if isinstance(image, bytes):
-            return decode(image, self.limits)
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise ParameterError(f"pixels must be uint8 [H, W] or [H, W, C], not {image.dtype} {image.shape}")
-        if image.ndim == 2:
-            image = image[:, :, None]
-        if image.shape[2] not in (1, 3) or 0 in image.shape:
-            raise ParameterError(f"pixels must have 1 or 3 channels and be non-empty, not {image.shape}")
-        return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
     def certification(self, question: Question, plan: Plan, *, cap: int | None = None) -> Certification:
         """A fresh run for the question; whoever drives it feeds it votes. `cap` limits the estimation votes."""
@@ -170,15 +151,37 @@ class SmoothedClassifier:
             engine=engine,
         ).signed(self._secret)
 
+    @overload
     def certify(
         self, image: Image, plan: Plan | None = None, *, progress: Callable[[Certification], None] | None = None
-    ) -> Certificate:
-        """The certificate of one image under the plan (default: Cohen's, n = 100,000).
+    ) -> Certificate: ...
 
-        `progress` is called after every step of votes. Raises `UploadError`, and `EngineError` without a voter.
+    @overload
+    def certify(
+        self,
+        image: list[Image] | tuple[Image, ...],
+        plan: Plan | None = None,
+        *,
+        progress: Callable[[Certification], None] | None = None,
+    ) -> list[Certificate]: ...
+
+    def certify(
+        self,
+        image: Image | list[Image] | tuple[Image, ...],
+        plan: Plan | None = None,
+        *,
+        progress: Callable[[Certification], None] | None = None,
+    ) -> Certificate | list[Certificate]:
+        """Returns the certificate of an image, or those of a list of images, under the plan.
+
+        The default plan is Cohen's, n = 100,000. `progress` is called after every pass of votes. Raises `UploadError`
+        for what is not an acceptable image, `ParameterError` for an object of another kind, and `EngineError` if the
+        classifier has no voter.
         """
         if self.voter is None:
             raise EngineError("this classifier has no voter: load it with SmoothedClassifier.load")
+        if isinstance(image, list | tuple):
+            return [self.certify(one, plan, progress=progress) for one in image]
         question = self.question(image)
         run = self.certification(question, plan or Plan())
         drive(run, question, self.voter, progress)

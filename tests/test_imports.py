@@ -56,7 +56,7 @@ ALLOWED = {
     "smoothing": {"errors"},
     "voters": {"errors", "smoothing", "hardware", "base_classifier", "onnx_graph"},
     "checkpoint": {"errors", "architectures", "base_classifier", "onnx_graph"},
-    "verification": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images", "fit", "hardware"},
+    "verification": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images", "fit", "hardware", "inputs"},
     "evaluation": {"errors", "smoothed", "smoothing", "checkpoint", "datasets", "class_names"},
     "serving": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images"},
 }

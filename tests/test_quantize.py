@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from macer_serve.architectures import base_classifier
 from macer_serve.base_classifier import BaseClassifier
-from macer_serve.checkpoint import INT8, WEIGHTS, CheckpointConfig, load_base_classifier, load_config, save_checkpoint
+from macer_serve.checkpoint import INT8, WEIGHTS, CheckpointConfig, load_checkpoint, load_config, save_checkpoint
 from macer_serve.checkpoint.quantize import calibration_size, disagreement, quantize_graph
 from macer_serve.cli import main
 from macer_serve.errors import CheckpointError, EngineError
@@ -84,7 +84,7 @@ def test_the_command_adds_a_file_and_what_it_is_worth(mnist: Path, tmp_path: Pat
     assert load_config(folder) == after  # the same bytes
     (folder / INT8).write_bytes((folder / INT8).read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="not the file this checkpoint was saved with"):
-        load_base_classifier(folder)
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_another_set_of_classes_is_refused(mnist: Path) -> None:
 
 
 def test_convolutions_are_int8_and_the_last_layer_is_fp32() -> None:
-    _, bundled = load_base_classifier("bundled:cifar10")
+    _, bundled = load_checkpoint("bundled:cifar10")
     graph = onnx.load_from_string(bundled.int8_graph()).graph
     produced = {output: node for node in graph.node for output in node.output}
     layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]

@@ -45,7 +45,7 @@ def load_config(checkpoint: str | Path) -> CheckpointConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_base_classifier(checkpoint: str | Path) -> tuple[CheckpointConfig, BaseClassifier]:
+def load_checkpoint(checkpoint: str | Path) -> tuple[CheckpointConfig, BaseClassifier]:
     """Returns the configuration and the base classifier, in every form that the checkpoint holds.
 
     Raises `CheckpointError` for a file that is missing, or whose digest is not the one that the configuration names.
@@ -74,7 +74,7 @@ def load_model(checkpoint: str | Path) -> tuple[CheckpointConfig, nn.Module]:
 
     Raises `CheckpointError`, and `EngineError` for a checkpoint that holds an ONNX graph only.
     """
-    config, classifier = load_base_classifier(checkpoint)
+    config, classifier = load_checkpoint(checkpoint)
     return config, classifier.module()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from macer_serve.checkpoint.config import INT8, CheckpointConfig
-from macer_serve.checkpoint.folder import load_base_classifier, read_file, resolve, write_checkpoint
+from macer_serve.checkpoint.folder import load_checkpoint, read_file, resolve, write_checkpoint
 from macer_serve.errors import EngineError
 from macer_serve.onnx_graph import LOGITS, PIXELS
 
@@ -48,7 +48,7 @@ def quantize_checkpoint(
     """
     import onnxruntime
 
-    config, classifier = load_base_classifier(checkpoint)
+    config, classifier = load_checkpoint(checkpoint)
     folder = resolve(checkpoint)
     kept = {name: read_file(folder, config, name) for name in config.files if name != INT8}
     graph = classifier.graph()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ray import serve
 
-from macer_serve.checkpoint import load_base_classifier
+from macer_serve.checkpoint import load_checkpoint
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.settings import ModelSettings
 from macer_serve.smoothing.certification import Draw
@@ -55,7 +55,7 @@ class VoterReplica:
     """One voter, warmed up before the replica is ready. Small requests of different inputs share a pass."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        config, classifier = load_base_classifier(settings.checkpoint)
+        config, classifier = load_checkpoint(settings.checkpoint)
         self._voter = open_voter(classifier, sigma=config.sigma, noise=settings.noise, options=settings.voter)
         self._digest, self._passes = config.digest, 0
         log.info("voter %s: %s", config.name, self._voter.engine)

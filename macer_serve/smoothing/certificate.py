@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,7 +30,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Certificate:
     """One answer with its evidence; nothing in it changes between two identical requests.
 
@@ -64,6 +65,22 @@ class Certificate:
     engine: str
     version: int = CERTIFICATE_VERSION
     mac: str | None = None
+
+    def __repr__(self) -> str:
+        if self.abstained:
+            return f"<Certificate: abstained, {self.reason}>"
+        return (
+            f"<Certificate: {self.label}, radius {self.radius:.6f}, upload radius {self.upload_radius:.6f}, "
+            f"alpha {self.alpha:g}, {self.n:,} votes>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Returns the certificate as notebooks show it."""
+        rows = {"class": self.label or "abstained", "radius": f"{self.radius:.6f}"}
+        rows |= {"upload radius": f"{self.upload_radius:.6f}", "votes": f"{self.n:,}", "engine": self.engine}
+        cells = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+        words = html.escape(self.reason or self.statement)
+        return f"<p>{words}</p><table>{cells}</table>"
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+
 from macer_serve.errors import ParameterError
 from macer_serve.smoothing.bounds import check_alpha
 
@@ -49,6 +51,7 @@ class Plan:
     mode: Mode = field(default="certify")
 
     def __post_init__(self) -> None:
+        self._take_numpys_numbers()
         check_alpha(self.alpha)
         if type(self.n0) is not int or not 1 <= self.n0 <= 10**6:
             raise ParameterError(f"n0 must lie between 1 and 1,000,000 and be an integer, not {self.n0!r}")
@@ -63,6 +66,13 @@ class Plan:
             raise ParameterError(f"there is no bound {self.bound!r}, or no mode {self.mode!r}")
         if self.mode == "predict" and (self.kind != "fixed" or self.bound != "one-sided"):
             raise ParameterError("predict takes n and alpha only: it has no radius to stop at")
+
+    def _take_numpys_numbers(self) -> None:
+        """Turns NumPy's numbers into Python's, which records can hold; leaves everything else as it is."""
+        for name in ("n0", "n", "alpha", "radius", "tolerance", "beta"):
+            value = getattr(self, name)
+            if isinstance(value, np.integer | np.floating):
+                object.__setattr__(self, name, value.item())
 
     @property
     def kind(self) -> Literal["fixed", "radius", "tolerance"]:

@@ -16,7 +16,8 @@ from typing import Any
 from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.errors import InconsistentError, MismatchError, ParameterError
 from macer_serve.images import MAX_PIXELS, UploadLimits
-from macer_serve.smoothed import Image, Question, SmoothedClassifier
+from macer_serve.inputs import Image
+from macer_serve.smoothed import Question, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.noise import NoiseKind
 from macer_serve.verification.findings import Finding, Verification, agrees, holds, shown, unchecked

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ class BatchedVoter:
         self.classes, self.noise, self.workers = classes, noise, passes.workers
         self.input_shape, self._scale = passes.shape, passes.scale
         self.batch_sizes = passes.batch_sizes
-        self._engine, self._local = engine, threading.local()
+        self._engine, self._local, self._process = engine, threading.local(), os.getpid()
         self._pool = ThreadPoolExecutor(self.workers, "voter", initializer=self._start_worker)
         try:
             fingerprint = self._warm_up()
@@ -76,10 +77,18 @@ class BatchedVoter:
         Tasks of up to `batch_sizes[-1]` copies in all share one pass. Raises `ParameterError` for an input of another
         shape: NumPy would broadcast it, and its pixels would share their noise.
         """
+        if os.getpid() != self._process:
+            raise EngineError(
+                "this voter was opened before its process was forked, and its threads stayed behind: load the "
+                "classifier in each process, or start processes by spawn"
+            )
         for task in tasks:
             if task.x.shape != self.input_shape:
                 raise ParameterError(f"this voter takes inputs of shape {self.input_shape}, not {task.x.shape}")
         return self._pool.submit(self._count, tuple(tasks))
+
+    def __reduce__(self) -> NoReturn:
+        raise EngineError("a loaded classifier cannot be pickled: load it in each process")
 
     def close(self) -> None:
         """Let running passes end, drop waiting ones."""

@@ -141,7 +141,7 @@ def shipped_config() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """Two models: `cifar10` as shipped, and `quick`, on two replicas, uncompiled and with fewer votes."""
+    """Two models: `cifar10` as shipped, and `quick`, on two replicas of torch, uncompiled and with fewer votes."""
     config = shipped_config()
     arguments = config["applications"][0]["args"]
     arguments["limits"] = {"concurrent": 8, "timeout_s": 150}
@@ -152,8 +152,7 @@ def server() -> Iterator[Server]:
         "alpha": 0.01,
         "replicas": 2,
         "num_cpus": 0,
-        "workers": 1,
-        "compile": False,
+        "voter": {"engine": "torch", "workers": 1, "compile": False},
     }
     running = Server(config, SECRET)
     try:

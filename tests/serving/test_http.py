@@ -20,6 +20,7 @@ from macer_serve.serving.schemas import Answer
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.plan import Plan
+from macer_serve.voters import VoterOptions
 
 PNG = {"content-type": "image/png"}
 QUICK = Plan(n0=100, n=1000, alpha=0.01)
@@ -63,7 +64,8 @@ def assert_problem(answer: httpx.Response, status: int, says: str = "") -> None:
 @pytest.fixture(scope="module")
 def in_process(secret: bytes) -> SmoothedClassifier:
     """The same classifier as the server's `quick`, as a library."""
-    return SmoothedClassifier.load("bundled:cifar10", secret=secret, workers=1, compile=False)
+    options = VoterOptions(engine="torch", workers=1, compile=False)
+    return SmoothedClassifier.load("bundled:cifar10", secret=secret, options=options)
 
 
 def test_an_answer_has_the_documented_fields(client: httpx.Client, images: list[bytes], secret: bytes) -> None:

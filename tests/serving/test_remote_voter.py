@@ -21,7 +21,7 @@ from macer_serve.smoothing.certification import Certification, Draw
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import Votes
 
-VOTER = VoterDescription(digest="sha256:a", engine="engine:1", step=64, workers=1, passes=0)
+VOTER = VoterDescription(digest="sha256:a", engine="engine:1", batch_sizes=(64,), workers=1, passes=0)
 Behaviour = Callable[[VoteRequest], Coroutine[Any, Any, list[Votes]]]
 
 
@@ -162,12 +162,12 @@ def test_cancelling_a_run_cancels_every_draw_in_flight() -> None:
         return handle
 
     handle = asyncio.run(cancelled_in_the_middle())
-    assert len(handle.responses) == 4
+    assert len(handle.responses) == 3
     assert all(response.cancelled for response in handle.responses)
 
 
 def test_a_voter_of_another_checkpoint_is_refused() -> None:
-    replaced = VoterDescription(digest="sha256:b", engine="engine:2", step=64, workers=1, passes=0)
+    replaced = VoterDescription(digest="sha256:b", engine="engine:2", batch_sizes=(64,), workers=1, passes=0)
     voter = RemoteVoter(Handle(honest, replaced), 1, "sha256:a")
     with pytest.raises(UnavailableError, match="replaced"):
         asyncio.run(voter.describe())

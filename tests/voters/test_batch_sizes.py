@@ -12,7 +12,7 @@ from cases import voter_of
 from torch import nn
 
 from macer_serve.base_classifier import BaseClassifier
-from macer_serve.checkpoint import load_base_classifier
+from macer_serve.checkpoint import load_checkpoint
 from macer_serve.smoothed import EARLY_PASSES, next_pass, window
 from macer_serve.smoothing.certification import Certification, Draw
 from macer_serve.smoothing.noise import noise_for
@@ -27,7 +27,7 @@ SEED = bytes(16)
 @pytest.fixture(scope="module", params=["torch", "onnx", "openvino-int8"])
 def voter(request: pytest.FixtureRequest) -> Iterator[BatchedVoter]:
     engine, _, precision = request.param.partition("-")
-    _, classifier = load_base_classifier("bundled:cifar10")
+    _, classifier = load_checkpoint("bundled:cifar10")
     options = VoterOptions(engine=engine, device="cpu", precision=precision or "fp32", compile=False)  # type: ignore[arg-type]
     with open_voter(classifier, sigma=0.25, options=options) as made:
         yield made

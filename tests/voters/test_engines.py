@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from macer_serve.base_classifier import BaseClassifier
-from macer_serve.checkpoint import load_base_classifier
+from macer_serve.checkpoint import load_checkpoint
 from macer_serve.errors import EngineError, ParameterError
 from macer_serve.hardware import multiplies_int8
 from macer_serve.smoothing.certification import Draw
@@ -203,7 +203,7 @@ def test_a_graph_of_another_function_than_the_module_is_refused() -> None:
 
 def test_an_int8_file_of_another_network_is_another_base_classifier_but_a_whole_one() -> None:
     """int8 is compared with onnxruntime's run of the same file: it is a base classifier of its own."""
-    _, bundled = load_base_classifier("bundled:cifar10")
+    _, bundled = load_checkpoint("bundled:cifar10")
     options = VoterOptions(precision="int8", device="cpu", batch=32, workers=1)
     engines = []
     for engine in ("onnx", "openvino"):
