@@ -52,6 +52,7 @@ def quantize_checkpoint(
     folder = resolve(checkpoint)
     kept = {name: read_file(folder, config, name) for name in config.files if name != INT8}
     graph = classifier.graph()
+    calibration = calibration[: len(calibration) // _BATCH * _BATCH or None]  # onnxruntime takes whole batches only
     int8 = quantize_graph(graph, calibration)
     record = {
         **source,
