@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from macer_serve.errors import ParameterError
+from macer_serve.torchvision_networks import PREFIX, torchvision_network
 
 
 class Normalise(nn.Module):
@@ -128,13 +129,19 @@ def base_classifier(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> nn.Module:
-    """The named network behind its normalisation: `[k, *input_shape]` in [0, 1] -> logits `[k, classes]`.
+    """Returns the named network behind its normalisation: `[k, *input_shape]` in [0, 1] -> logits `[k, classes]`.
 
-    Raises `ParameterError` for a name that is not in `ARCHITECTURES`.
+    The name is one of `ARCHITECTURES` or `torchvision:NAME`. Raises `ParameterError` for any other name, and for a
+    network that cannot take `input_shape`.
     """
+    if architecture.startswith(PREFIX):
+        network = torchvision_network(architecture.removeprefix(PREFIX), classes, *input_shape)
+        return nn.Sequential(Normalise(mean, std), network)
     try:
         build = ARCHITECTURES[architecture]
     except KeyError:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise ParameterError(f"unknown architecture {architecture!r}; choose one of: {known}") from None
+        raise ParameterError(
+            f"unknown architecture {architecture!r}; choose one of: {known}, or torchvision:NAME"
+        ) from None
     return nn.Sequential(Normalise(mean, std), build(classes, *input_shape))

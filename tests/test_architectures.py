@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from macer_serve.architectures import ARCHITECTURES, Normalise, base_classifier
+from macer_serve.dry_run import output_shape
 from macer_serve.errors import ParameterError
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.25, 0.5, 2.0)
@@ -87,7 +88,8 @@ def test_normalisation_is_the_first_layer() -> None:
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(ParameterError) as caught:
         build("resnet18")
-    assert str(caught.value) == f"unknown architecture 'resnet18'; choose one of: {', '.join(sorted(ARCHITECTURES))}"
+    known = ", ".join(sorted(ARCHITECTURES))
+    assert str(caught.value) == f"unknown architecture 'resnet18'; choose one of: {known}, or torchvision:NAME"
 
 
 def test_shapes_that_do_not_fit() -> None:
@@ -95,3 +97,44 @@ def test_shapes_that_do_not_fit() -> None:
         build("lenet", 10, (1, 12, 28))
     with pytest.raises(ParameterError, match="3 channels, not 1"):
         build("resnet50", 10, (1, 64, 64))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "vgg11_bn", "swin_t"])
+def test_logits_of_torchvision_networks(name: str) -> None:
+    model = build(f"torchvision:{name}", 7).eval()
+    with torch.no_grad():
+        assert model(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    assert build(f"torchvision:{name}", 7).training, "as any new module"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("resnet81", (3, 32, 32), "torchvision has no classification network 'resnet81'; its names include resnet"),
+        ("", (3, 32, 32), "its names include resnet18"),
+        ("ResNet18", (3, 32, 32), "torchvision has no classification network 'ResNet18'"),
+        ("fcn_resnet50", (3, 64, 64), "fcn_resnet50 is no classification network for single images"),
+        ("fasterrcnn_resnet50_fpn", (3, 64, 64), "is no classification network for single images"),
+        ("r3d_18", (3, 64, 64), "is no classification network for single images"),
+        ("quantized_resnet18", (3, 64, 64), "quantised networks are not supported"),
+        ("inception_v3", (3, 299, 299), "auxiliary outputs"),
+        ("googlenet", (3, 64, 64), "auxiliary outputs"),
+        ("resnet18", (1, 28, 28), "torchvision:resnet18 takes images of 3 channels, not 1"),
+        (
+            "alexnet",
+            (3, 32, 32),
+            r"torchvision:alexnet cannot take images of 32x32 \(.*too small\); choose another size",
+        ),
+        ("vit_b_32", (3, 64, 64), "cannot take images of 64x64 .Wrong image height! Expected 224 but got 64!"),
+    ],
+)
+def test_torchvision_networks_that_are_refused(name: str, shape: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        build(f"torchvision:{name}", 7, shape)
+
+
+def test_a_dry_run_leaves_the_network_as_it_is() -> None:
+    network = build("resnet20").train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert output_shape(network, (3, 3, 32, 32)) == (3, 10)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

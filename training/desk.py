@@ -65,6 +65,9 @@ class Reports:
     def certified(self, row: Row) -> None:
         self.desk.tell.remote("certified", row)
 
+    def note(self, text: str) -> None:
+        self.desk.tell.remote("note", text)
+
     def interrupted(self, error: InterruptedRunError) -> None:
         # All is saved then, and the driver need not wait until Ray Train, whose own processes a signal may have ended
         # too, brings it the error.

@@ -135,6 +135,7 @@ class _Run:
             group["lr"] = rate
         address = (self.seed, "noise", self.epoch, self.step, conduct.group.rank)
         noise = generator_for(conduct.precision.device, *address)
+        _seed_layers(conduct.precision.device, generator_for("cpu", "layers", *address).initial_seed())
         self.optimizer.zero_grad(set_to_none=True)
         size = conduct.micro_batch or len(images)
         parts = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
@@ -174,6 +175,15 @@ class _Run:
         if not (math.isfinite(agreed[0]) and agreed[1] == 1.0):
             what = "the weights became infinite" if math.isfinite(agreed[0]) else f"the loss became {agreed[0]}"
             raise _stopped(what, self.epoch, self.folder)
+
+
+def _seed_layers(device: torch.device, seed: int) -> None:
+    """Seeds what random layers such as dropout draw from: torch's own generator of the device."""
+    # Not by `torch.manual_seed`, which writes down the whole call stack each time while CUDA is not in use.
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def _stopped(what: str, epoch: int, folder: RunFolder) -> TrainingError:

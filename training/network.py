@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from macer_serve.dry_run import output_shape
 from macer_serve.errors import TrainingError
 from training.precision import Precision
 
@@ -82,6 +85,8 @@ class Network:
 
     def __init__(self, model: nn.Module, precision: Precision, group: Group) -> None:
         self.model, self.precision, self.group = model, precision, group
+        self.norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self._refused: dict[tuple[int, ...], bool] = {}
         model.to(precision.device).to(memory_format=torch.channels_last)
         # Static shapes: with dynamic ones the graphs of a short last batch differ after a restart, and so do bits.
         self._forward = cast(nn.Module, torch.compile(model, dynamic=False)) if precision.compiled else model
@@ -90,10 +95,27 @@ class Network:
                 dist.broadcast(value, src=0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits `[k, classes]` of `x` `[k, C, H, W]` in [0, 1], for the update."""
+        """Returns the logits `[k, classes]` of `x` `[k, C, H, W]` in [0, 1], for the update.
+
+        A single copy has no batch statistics if a feature map is of one pixel. Batch normalisation then uses its
+        running statistics, and leaves them as they are.
+        """
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.precision.device.type, torch.bfloat16, enabled=self.precision.bf16):
+        alone = len(x) == 1 and self.model.training and self._needs_two(tuple(x.shape))
+        statistics = _running_statistics(self.norms) if alone else nullcontext()
+        with statistics, torch.autocast(self.precision.device.type, torch.bfloat16, enabled=self.precision.bf16):
             return self._forward(x)  # type: ignore[no-any-return]
+
+    def _needs_two(self, shape: tuple[int, ...]) -> bool:
+        """Whether batch normalisation, in training mode, refuses one copy of this shape. Remembers the answer."""
+        if shape not in self._refused:
+            try:
+                if self.norms:
+                    output_shape(self.model, shape)
+                self._refused[shape] = False
+            except ValueError:  # expected more than 1 value per channel when training
+                self._refused[shape] = True
+        return self._refused[shape]
 
     def frozen(self, x: Tensor) -> Tensor:
         """Logits in evaluation mode, the weights constants: what an attack differentiates. Each call undoes itself."""
@@ -113,11 +135,22 @@ class Network:
         if self.group.size == 1:
             return
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
-        statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+        statistics = [s for norm in self.norms for s in (norm.running_mean, norm.running_var) if s is not None]
         shares = torch._foreach_mul(statistics, share) if statistics else ()
         flat = torch.cat([value.flatten() for value in (*gradients, *shares)])
         dist.all_reduce(flat)
         own = [*gradients, *statistics]
         parts = torch.split(flat, [value.numel() for value in own])
         torch._foreach_copy_(own, [part.view_as(value) for part, value in zip(parts, own, strict=True)])
+
+
+@contextmanager
+def _running_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Lets batch normalisation use its running statistics for as long as the context lasts."""
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()

@@ -38,7 +38,12 @@ PATIENCE = timedelta(days=1)
 
 
 def train_on_workers(
-    options: TrainingOptions, recipe: Recipe, *, progress: Progress, certified: Callable[[Row], None]
+    options: TrainingOptions,
+    recipe: Recipe,
+    *,
+    progress: Progress,
+    certified: Callable[[Row], None],
+    note: Callable[[str], None],
 ) -> None:
     """Train with `options.workers` workers, until the checkpoint is written.
 
@@ -58,7 +63,7 @@ def train_on_workers(
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         with stop_requests() as stop_requested:
-            _attempts(options, recipe, stop_requested, {"progress": progress, "certified": certified})
+            _attempts(options, recipe, stop_requested, {"progress": progress, "certified": certified, "note": note})
     finally:
         if started:
             ray.shutdown()
@@ -213,6 +218,7 @@ def _work(config: dict[str, Any]) -> None:
             stop_requested=lambda: agreement(reports.stop),
             progress=reports.progress,
             certified=reports.certified,
+            note=reports.note,
         )
     except InterruptedRunError as error:
         reports.interrupted(error)

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from macer_serve import __version__
-from macer_serve.architectures import base_classifier
-from macer_serve.checkpoint import FILES, WEIGHTS, CheckpointConfig, load_config, load_model, save_checkpoint
+from macer_serve.checkpoint import FILES, WEIGHTS, CheckpointConfig, load_config, save_checkpoint
 from macer_serve.datasets import DatasetInfo, ImageSet, dataset_info, load_dataset
 from macer_serve.errors import CheckpointError, DataError, ParameterError, TrainingError
 from macer_serve.evaluation.logs import Row
@@ -22,6 +21,7 @@ from macer_serve.hardware import usable_cores
 from training.curves import Curves
 from training.data import Batches, DeviceBatches, TreeBatches
 from training.held_out import certified_curve
+from training.initial import initial_model
 from training.loop import Conduct, Progress, train
 from training.network import Group
 from training.precision import Precision
@@ -110,31 +110,6 @@ def _input_shape(info: DatasetInfo, size: int | None) -> tuple[tuple[int, int, i
     return (channels, size, size), max(size, round(info.resize * size / side))
 
 
-def _initial(options: TrainingOptions, classes: tuple[str, ...], arch: str) -> tuple[nn.Module, str | None]:
-    """The model to start from and the digest of the checkpoint it came from, if any."""
-    info = dataset_info(options.dataset)
-    shape, _ = _input_shape(info, options.size)
-    torch.manual_seed(options.seed)
-    model = base_classifier(arch, classes=len(classes), input_shape=shape, mean=info.mean, std=info.std)
-    if options.init is None:
-        return model, None
-    config, start = load_model(options.init)
-    if (config.architecture, config.mean, config.std) != (arch, info.mean, info.std) or config.classes != classes:
-        differing = [f"{a!r} there, {b!r} here" for a, b in zip(config.classes, classes, strict=False) if a != b]
-        raise ParameterError(
-            f"--init {options.init} is {config.architecture} with {len(config.classes)} classes on "
-            f"{config.dataset}; this run needs {arch} with {len(classes)} classes on {options.dataset}"
-            + (f" (classes differ in name, the first: {differing[0]})" if differing else "")
-        )
-    try:
-        model.load_state_dict(start.state_dict())
-    except RuntimeError as error:  # a network whose layers depend on the image size
-        raise ParameterError(
-            f"--init {options.init} takes images of {config.input_shape}, this run's are {shape}"
-        ) from error
-    return model, config.digest
-
-
 def _batches(images: ImageSet, options: TrainingOptions, batch: int, device: torch.device, group: Group) -> Batches:
     seed, limit = options.seed, options.limit
     if images.arrays() is not None:
@@ -185,9 +160,11 @@ def run_training(
     *,
     progress: Progress = lambda epoch, step, steps, metrics: None,
     certified: Callable[[Row], None] = lambda row: None,
+    note: Callable[[str], None] = log.info,
 ) -> CheckpointConfig:
-    """Train and write `options.out`; the configuration written. `certified` sees each held-out image.
+    """Trains and writes `options.out`; returns the configuration written.
 
+    `certified` is called with each held-out image's row, `note` with what the user should know before training.
     Raises `DataError`, `ParameterError`, `TrainingError`, or `CheckpointError` where `out` is not free.
     """
     _require_free(options.out)
@@ -196,9 +173,9 @@ def run_training(
     if options.workers > 1:
         from training.ray_workers import train_on_workers
 
-        train_on_workers(options, recipe, progress=progress, certified=certified)
+        train_on_workers(options, recipe, progress=progress, certified=certified, note=note)
     else:
-        train_here(options, recipe, Group(), progress=progress, certified=certified)
+        train_here(options, recipe, Group(), progress=progress, certified=certified, note=note)
     return load_config(options.out)
 
 
@@ -210,6 +187,7 @@ def train_here(
     stop_requested: Callable[[], bool] | None = None,
     progress: Progress = lambda epoch, step, steps, metrics: None,
     certified: Callable[[Row], None] = lambda row: None,
+    note: Callable[[str], None] = log.info,
 ) -> None:
     """This worker's part of a run; the first of the group writes the checkpoint."""
     torch.set_num_threads(options.threads or max(1, usable_cores() // group.size))
@@ -218,11 +196,21 @@ def train_here(
     log.info("device %s, %s, compiled %s", precision.device, precision.arithmetic, precision.compiled)
     images = load_dataset(options.dataset, options.data_dir, "train", download=options.download)
     held_out = _held_out(options, images.classes)
-    model, init_digest = _initial(options, images.classes, options.architecture)
+    shape, _ = _input_shape(images.info, options.size)
+    initial = initial_model(
+        options.architecture,
+        classes=images.classes,
+        input_shape=shape,
+        info=images.info,
+        seed=options.seed,
+        init=options.init,
+    )
+    if initial.note is not None and group.rank == 0:
+        note(initial.note)
     folder = options.run_folder
     how = {
         "limit": options.limit,
-        "init": init_digest,
+        "init": initial.digest,
         "precision": precision.to_json(),
         "micro_batch": options.micro_batch,
         "workers": group.size,
@@ -261,7 +249,9 @@ def train_here(
     )
     batches = _batches(images, options, recipe.batch, precision.device, group)
     try:
-        exported = train(model, batches, recipe, seed=options.seed, conduct=conduct, folder=folder, identity=identity)
+        exported = train(
+            initial.model, batches, recipe, seed=options.seed, conduct=conduct, folder=folder, identity=identity
+        )
     finally:
         if curves is not None:
             curves.close()

@@ -33,7 +33,11 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
     help="The checkpoint folder to write.  [default: runs/DATASET-METHOD-sigmaSIGMA]",
 )
 @click.option("--method", type=click.Choice(["macer", "gaussian", "smoothadv"]), default="macer", show_default=True)
-@click.option("--arch", default=None, help="Base classifier.  [default: resnet110, lenet or resnet50, by data set]")
+@click.option(
+    "--arch",
+    default=None,
+    help="Base classifier, or torchvision:NAME.  [default: resnet110, lenet or resnet50, by data set]",
+)
 @click.option("--sigma", type=float, default=0.25, show_default=True, help="Noise, in pixel values in [0, 1].")
 @click.option(
     "--recipe",
@@ -43,7 +47,12 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
     show_default=True,
     help="The constants to start from; the options below replace any of them.",
 )
-@click.option("--init", type=str, default=None, help="Checkpoint whose weights to start from.")
+@click.option(
+    "--init",
+    type=str,
+    default=None,
+    help="Weights to start from: a checkpoint, or a state dict (.pth, .pt, .safetensors) to fine-tune.",
+)
 @click.option("--epochs", type=int, help="Milestones move in proportion, unless given.")
 @click.option("--batch", type=int)
 @click.option("--lr", type=float, help="Peak learning rate.")
@@ -99,10 +108,14 @@ def command(**options: Any) -> None:
     settings = TrainingOptions(out=out, **options)
     click.echo(f"{settings.dataset}, {chosen.to_json()}", err=True)
     with _Bars(chosen.epochs, settings.held_out) as bars:
-        config = run_training(settings, chosen, progress=bars.step, certified=bars.certified)
+        config = run_training(settings, chosen, progress=bars.step, certified=bars.certified, note=_note)
     if held_out := config.metrics.get("held_out"):
         click.echo(_curve(held_out), err=True)
     click.echo(f"wrote {settings.out}  {config.digest}")
+
+
+def _note(text: str) -> None:
+    click.echo(text, err=True)
 
 
 class _Bars:

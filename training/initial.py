@@ -1,0 +1,145 @@
+"""The weights that a run starts from: random ones, a checkpoint's, or those of a state-dict file (fine-tuning)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from macer_serve.architectures import base_classifier
+from macer_serve.checkpoint import load_model
+from macer_serve.checkpoint.state_dict import SUFFIXES, read_state_dict
+from macer_serve.datasets import DatasetInfo
+from macer_serve.errors import CheckpointError, ParameterError
+
+# torchvision's own names of DenseNet's layers differ from those in its published files ("norm.1", now "norm1").
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+_NAMED_AT_MOST = 6  # keys, in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Initial:
+    """A model to train, the digest of the file or checkpoint that its weights come from, and what to tell of it."""
+
+    model: nn.Module
+    digest: str | None = None
+    note: str | None = None
+
+
+def initial_model(
+    architecture: str,
+    *,
+    classes: tuple[str, ...],
+    input_shape: tuple[int, int, int],
+    info: DatasetInfo,
+    seed: int,
+    init: str | None,
+) -> Initial:
+    """Returns the model with random weights by `seed`, replaced by those that `init` names.
+
+    `init` is a checkpoint or a state-dict file. If the file's network has another number of classes, the head (its
+    last layer) stays random and the note says so. Raises `CheckpointError` for a checkpoint or a file that cannot be
+    read, `ParameterError` for one that does not fit.
+    """
+    torch.manual_seed(seed)
+    model = base_classifier(architecture, classes=len(classes), input_shape=input_shape, mean=info.mean, std=info.std)
+    if init is None:
+        return Initial(model)
+    path = Path(init).expanduser()
+    if path.is_file() or (path.suffix in SUFFIXES and not path.is_dir()):
+        given, digest = read_state_dict(path)
+        fresh = _take_file(cast(nn.Sequential, model)[1], given, init, architecture)
+        return Initial(model, digest, _note(init, fresh, classes))
+    return Initial(model, _take_checkpoint(model, init, architecture, classes, input_shape, info))
+
+
+def _take_checkpoint(
+    model: nn.Module,
+    init: str,
+    architecture: str,
+    classes: tuple[str, ...],
+    input_shape: tuple[int, int, int],
+    info: DatasetInfo,
+) -> str:
+    """Gives the model the checkpoint's weights; returns the checkpoint's digest."""
+    config, start = load_model(init)
+    there, here = (config.architecture, config.mean, config.std), (architecture, info.mean, info.std)
+    if there != here or config.classes != classes:
+        differing = [f"{a!r} there, {b!r} here" for a, b in zip(config.classes, classes, strict=False) if a != b]
+        raise ParameterError(
+            f"--init {init} is {config.architecture} with {len(config.classes)} classes on "
+            f"{config.dataset}; this run needs {architecture} with {len(classes)} classes on {info.name}"
+            + (f" (classes differ in name, the first: {differing[0]})" if differing else "")
+        )
+    try:
+        model.load_state_dict(start.state_dict())
+    except RuntimeError as error:  # a network whose layers depend on the image size
+        raise ParameterError(
+            f"--init {init} takes images of {config.input_shape}, this run's are {input_shape}"
+        ) from error
+    return config.digest
+
+
+def _take_file(network: nn.Module, given: dict[str, Tensor], init: str, architecture: str) -> list[str]:
+    """Gives the network the tensors of a file; returns the names of the head's if they are of other classes.
+
+    Raises `ParameterError` naming the tensors that do not fit, `CheckpointError` for values that are not finite.
+    """
+    for name in [name for name in given if _DENSENET.search(name)]:
+        given[_DENSENET.sub(r"\1\2.", name)] = given.pop(name)
+    own, head = network.state_dict(), head_tensors(network)
+    fresh = head if _other_classes([(given[name], own[name]) for name in head if name in given]) else []
+    for name in fresh:
+        given.pop(name, None)
+    try:
+        missing, unexpected = network.load_state_dict(given, strict=False)
+    except (RuntimeError, ValueError) as error:  # shapes, named on the lines after the first
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise _unfitting(init, architecture, lines[1:] or lines) from error
+    wrong = [f"{name} is missing" for name in missing if name not in fresh]
+    wrong += [f"{name} is not in the network" for name in unexpected]
+    if wrong:
+        raise _unfitting(init, architecture, wrong)
+    if wrong := [name for name, value in network.state_dict().items() if not value.isfinite().all()]:
+        raise CheckpointError(f"--init {init}: {_listed(wrong)} holds values that are not finite")
+    return fresh
+
+
+def head_tensors(network: nn.Module) -> list[str]:
+    """Returns the names of the weight and the bias of the network's last layer, whose outputs are the classes."""
+    last = [name for name, module in network.named_modules() if isinstance(getattr(module, "weight", None), Tensor)][-1]
+    return [f"{last}.{name}" for name, _ in network.get_submodule(last).named_parameters(recurse=False)]
+
+
+def _other_classes(head: list[tuple[Tensor, Tensor]]) -> bool:
+    """Whether the head's tensors, given and own, differ in the number of classes and in nothing else."""
+    same_layer = all(given.shape[1:] == own.shape[1:] and given.ndim for given, own in head)
+    return bool(head) and same_layer and all(given.shape[0] != own.shape[0] for given, own in head)
+
+
+def _note(init: str, fresh: list[str], classes: tuple[str, ...]) -> str:
+    if fresh:
+        return (
+            f"--init {init}: {' and '.join(fresh)} are of another number of classes and were not taken. "
+            f"The head of {len(classes)} classes starts from random weights; all other tensors were taken."
+        )
+    return (
+        f"--init {init}: all tensors were taken, the head included. A state dict does not name its classes: "
+        f"its {len(classes)} outputs are taken to be {_listed(list(classes))}, in this order."
+    )
+
+
+def _unfitting(init: str, architecture: str, wrong: list[str]) -> ParameterError:
+    return ParameterError(
+        f"--init {init} does not fit {architecture}: {_listed(wrong, '; ')}. "
+        "Name the architecture of these weights by --arch"
+    )
+
+
+def _listed(names: list[str], separator: str = ", ") -> str:
+    more = len(names) - _NAMED_AT_MOST
+    return separator.join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
