@@ -22,13 +22,17 @@ def usable_cores() -> int:
 
 
 def has_gpu() -> bool:
-    """Returns whether the CUDA driver is installed and shows a GPU to this process."""
+    """Returns whether there is a GPU that torch can use. Imports torch only if the driver shows one."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return False
     count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def multiplies_int8() -> bool:

@@ -210,8 +210,8 @@ def test_a_curve_leaves_model_and_threads_alone_and_is_the_same_again(bars: Path
     torch.manual_seed(0)
     model = base_classifier("lenet", classes=10, input_shape=(1, 28, 28), mean=(0.0,), std=(1.0,)).train()
     images = load_dataset("mnist", bars, "test")
-    digest = "sha256:" + "0" * 64
-    config = CheckpointConfig("it", "lenet", images.classes, (1, 28, 28), (0.0,), (1.0,), SIGMA, 28, digest)
+    files = {"model.safetensors": "sha256:" + "0" * 64}
+    config = CheckpointConfig("it", "lenet", images.classes, (1, 28, 28), (0.0,), (1.0,), SIGMA, 28, files)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     threads, seen = torch.get_num_threads(), []
     try:
