@@ -225,7 +225,7 @@ def require_outputs(config: CheckpointConfig, plan: Plan) -> None:
     if plan.bound == "soft" and config.outputs != "logits":
         raise ParameterError(
             f"the soft bound needs logits, and {config.name} returns {config.outputs}: its network ends in a softmax. "
-            "Take the one-sided or two-sided bound, whose votes are the same, or export the network without the softmax."
+            "Take the one-sided or two-sided bound: hard votes are the same. Or export the network without its softmax."
         )
 
 

@@ -20,7 +20,7 @@ OPTIONS = {
 }
 
 
-class Numbers(click.ParamType[Any]):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
     """Comma-separated numbers; `count` of them if that is given."""
 
     def __init__(self, kind: type, count: int | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, TensorShapeProto, helper, numpy_helper
 
 from macer_serve.errors import CheckpointError
 from macer_serve.importing.facts import Facts
@@ -132,7 +132,7 @@ def _inline_external_data(path: Path, tensors: list[Any]) -> None:
         with file.open("rb") as handle:
             handle.seek(offset)
             tensor.raw_data = handle.read(length)
-        tensor.data_location = TensorProto.DEFAULT
+        tensor.ClearField("data_location")
         del tensor.external_data[:]
 
 
@@ -147,6 +147,9 @@ def _require_one_input_and_output(path: Path, graph: Any) -> None:
     if kind != TensorProto.FLOAT:
         name = TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else kind
         raise CheckpointError(f"{path}: its input is {name}; float32 pixel values are needed")
+    for value, rank in ((graph.input[0], 4), (graph.output[0], 2)):
+        if not value.type.tensor_type.HasField("shape"):  # what it must be, each size unknown
+            value.type.tensor_type.shape.dim.extend(TensorShapeProto.Dimension() for _ in range(rank))
 
 
 def _require_standard_operators(path: Path, model: Any) -> None:

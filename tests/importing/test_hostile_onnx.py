@@ -1,0 +1,284 @@
+"""Hostile and unfit ONNX files: each is refused in words, or handled and said so; nothing is executed or left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from importing.foreign_files import SIGMA, linear_model, model_of
+from onnx import TensorProto, helper, numpy_helper
+from test_certificate import SECRET
+
+from macer_serve.checkpoint import load_config
+from macer_serve.errors import CheckpointError, EngineError, MacerError, MissingFactsError, ParameterError
+from macer_serve.importing import Facts, import_model
+from macer_serve.smoothed import SmoothedClassifier
+from macer_serve.smoothing.plan import Plan
+from macer_serve.voters import VoterOptions
+
+WEIGHTS = np.random.default_rng(0).integers(-4, 5, (5, 3, 4, 4))
+BIASES = -WEIGHTS.sum((1, 2, 3)) * 128.0
+FACTS = Facts(sigma=SIGMA, classes=5, value_range=(0, 255))
+PLAN = Plan(n0=20, n=100, alpha=0.05)
+OPTIONS = VoterOptions(engine="onnx", device="cpu", batch=32, workers=1)
+
+
+def plain() -> Any:
+    return linear_model(WEIGHTS, BIASES)
+
+
+def refused(model: Any, folder: Path, kind: type[MacerError], words: str, facts: Facts = FACTS) -> None:
+    folder.mkdir(exist_ok=True)
+    file = folder / "net.onnx"
+    file.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    with pytest.raises(kind, match=words):
+        import_model(file, folder / "out", facts)
+    assert not (folder / "out").exists()
+
+
+def changed(change: Callable[[Any], object]) -> Any:
+    model = plain()
+    change(model)
+    return model
+
+
+def with_nodes(*nodes: Any, outputs: Any = ("batch", 5), opset: int = 17, **weights: Any) -> Any:
+    return model_of(list(nodes), weights, inputs=["batch", 3, 4, 4], outputs=outputs, opset=opset)
+
+
+def external(location: str, **more: str) -> Any:
+    def change(model: Any) -> None:
+        weight = model.graph.initializer[0]
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": location, **more}.items():
+            weight.external_data.add(key=key, value=value)
+
+    return changed(change)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["../secret.bin", "/etc/hostname", "link.bin", "sub/../../secret.bin"],
+    ids=["up", "root", "link", "dots"],
+)
+def test_weights_outside_the_files_folder_are_refused(location: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.bin").write_bytes(WEIGHTS.astype(np.float32).tobytes())
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    refused(external(location), folder, CheckpointError, "outside its folder")
+
+
+def test_weights_beside_the_file_are_taken_in(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(b"0000" + WEIGHTS.astype(np.float32).tobytes())
+    onnx.save(plain(), tmp_path / "whole.onnx")
+    (tmp_path / "net.onnx").write_bytes(external("w.bin", offset="4").SerializeToString())
+    whole, parts = (import_model(tmp_path / f"{n}.onnx", tmp_path / f"{n} out", FACTS) for n in ("whole", "net"))
+    assert whole.files == parts.files
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"location": "absent.bin"}, "are missing"),
+        ({"location": "w.bin", "length": "99999999999"}, "larger than"),
+        ({"location": "w.bin", "offset": "-1"}, "are missing"),
+        ({"location": "w.bin", "offset": "x"}, "cannot be read"),
+        ({"location": "w.bin", "length": "8"}, "damaged|valid"),
+    ],
+)
+def test_damaged_external_data_are_refused(entries: dict[str, str], words: str, tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHTS.astype(np.float32).tobytes())
+    refused(external(**entries), tmp_path, CheckpointError, words)
+
+
+def of(name: str) -> Any:
+    """A network that ends in the operator."""
+    return with_nodes(
+        helper.make_node("Flatten", ["in"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["raw"], transB=1),
+        helper.make_node(name, ["raw"], ["out"]),
+        w=(WEIGHTS.reshape(5, -1) / 100).astype(np.float32),
+        b=np.zeros(5, np.float32),
+    )
+
+
+def two_outputs(model: Any) -> None:
+    model.graph.output.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, ["batch", 48]))
+
+
+def another_domain(model: Any) -> None:
+    model.graph.node[0].domain = "com.example"
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+
+
+def an_unknown_operator(model: Any) -> None:
+    model.graph.node[0].op_type = "Rounds"
+
+
+def set_weight(value: float) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        values = numpy_helper.to_array(model.graph.initializer[0]).copy()
+        values[0, 0] = value
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
+
+    return change
+
+
+def set_opset(version: int) -> Callable[[Any], None]:
+    return lambda model: setattr(model.opset_import[0], "version", version)
+
+
+def set_input(kind: int, *sizes: Any) -> Callable[[Any], None]:
+    return lambda model: model.graph.input[0].CopyFrom(helper.make_tensor_value_info("in", kind, sizes))
+
+
+FLATTEN, RANDOM = helper.make_node("Flatten", ["in"], ["flat"]), np.float32(WEIGHTS.reshape(5, -1).T)
+UNFIT: dict[str, tuple[Any, type[MacerError], str]] = {
+    "not a graph": (b"\x80\x04not a graph", CheckpointError, "not an ONNX file|no valid|inputs"),
+    "empty": (b"", CheckpointError, "has 0 inputs"),
+    "another domain": (changed(another_domain), CheckpointError, "does not define: com.example:Round"),
+    "an unknown operator": (changed(an_unknown_operator), CheckpointError, "no valid"),
+    "an operator set of tomorrow": (changed(set_opset(99)), MacerError, "onnxruntime cannot load|no valid"),
+    "an operator set of yesterday": (changed(set_opset(5)), CheckpointError, "operator set 5"),
+    "nan weights": (changed(set_weight(np.nan)), CheckpointError, "w has values that are not finite"),
+    "infinite weights": (changed(set_weight(np.inf)), CheckpointError, "w has values that are not finite"),
+    "two outputs": (changed(two_outputs), CheckpointError, r"2 outputs \(out, flat\)"),
+    "bytes in": (changed(set_input(TensorProto.UINT8, "b", 3, 4, 4)), CheckpointError, "its input is UINT8"),
+    "channels last": (changed(set_input(TensorProto.FLOAT, "b", 4, 4, 3)), CheckpointError, "config.json"),
+    "one dimension less": (changed(set_input(TensorProto.FLOAT, "b", 48)), MissingFactsError, "shape of its input"),
+    "one output": (
+        with_nodes(FLATTEN, helper.make_node("MatMul", ["flat", "w"], ["out"]), outputs=["batch", 1], w=RANDOM[:, :1]),
+        CheckpointError,
+        "one output",
+    ),
+    "class numbers": (
+        changed(
+            lambda m: (
+                m.graph.node.append(helper.make_node("ArgMax", ["out"], ["top"], axis=1)),
+                m.graph.output[0].CopyFrom(helper.make_tensor_value_info("top", TensorProto.INT64, ["batch", 1])),
+            )
+        ),
+        CheckpointError,
+        "returns int64; float32 logits",
+    ),
+    "an output of rank 4": (
+        with_nodes(helper.make_node("Relu", ["in"], ["out"]), outputs=["batch", 3, 4, 4]),
+        CheckpointError,
+        r"returns \[3, 3, 4, 4\] for 3 images; logits \[3, classes\]",
+    ),
+    "an output of rank 1": (
+        with_nodes(FLATTEN, helper.make_node("ReduceMean", ["flat"], ["out"], axes=[1], keepdims=0), outputs=["batch"]),
+        CheckpointError,
+        r"returns \[3\]",
+    ),
+    "logits that are not finite": (of("Log"), CheckpointError, "not finite"),
+    "random logits": (
+        with_nodes(
+            FLATTEN,
+            helper.make_node("MatMul", ["flat", "w"], ["raw"]),
+            helper.make_node("RandomNormalLike", ["raw"], ["noise"]),
+            helper.make_node("Add", ["raw", "noise"], ["out"]),
+            w=RANDOM,
+        ),
+        CheckpointError,
+        "random numbers",
+    ),
+    "a statistic of the batch": (
+        with_nodes(
+            FLATTEN,
+            helper.make_node("MatMul", ["flat", "w"], ["raw"]),
+            helper.make_node("ReduceMean", ["raw"], ["mean"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["raw", "mean"], ["out"]),
+            w=RANDOM,
+        ),
+        MacerError,
+        "depend on the batch",
+    ),
+    "a batch written into the graph": (
+        model_of(
+            [helper.make_node("Reshape", ["in", "s"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["out"])],
+            {"s": np.array([1, 48]), "w": RANDOM},
+            inputs=[1, 3, 4, 4],
+            outputs=[1, 5],
+        ),
+        CheckpointError,
+        "dynamic batch dimension",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_is_no_classifier_is_refused(name: str, tmp_path: Path) -> None:
+    model, kind, words = UNFIT[name]
+    refused(model, tmp_path, kind, words)
+
+
+@pytest.mark.parametrize("sizes", [("b", "c", "h", "w"), (None,) * 4, ("b", 3, "h", "w")])
+def test_a_dynamic_shape_must_be_told(sizes: tuple[Any, ...], tmp_path: Path) -> None:
+    model = changed(set_input(TensorProto.FLOAT, *sizes))
+    refused(model, tmp_path, MissingFactsError, "the shape of its input")
+    told = Facts(sigma=SIGMA, classes=5, value_range=(0, 255), input_shape=(3, 4, 4))
+    assert import_model(tmp_path / "net.onnx", tmp_path / "out", told).input_shape == (3, 4, 4)
+    wrong = Facts(sigma=SIGMA, classes=5, value_range=(0, 255), input_shape=(3, 5, 5))
+    refused(model, tmp_path / "wrong", EngineError, "cannot run this graph", wrong)
+
+
+def test_a_missing_shape_must_be_told(tmp_path: Path) -> None:
+    model = changed(lambda m: [v[0].type.tensor_type.ClearField("shape") for v in (m.graph.input, m.graph.output)])
+    refused(model, tmp_path, MissingFactsError, "the shape of its input")
+
+
+def test_probabilities_are_taken_said_and_refused_to_the_soft_bound(tmp_path: Path) -> None:
+    """Hard votes are the same: softmax keeps the order."""
+    facts = Facts(sigma=SIGMA, classes=5, value_range=(0, 1))
+    certificates = {}
+    for name in ("Identity", "Softmax"):
+        onnx.save(of(name), tmp_path / f"{name}.onnx")
+        import_model(tmp_path / f"{name}.onnx", tmp_path / name, facts)
+        g = SmoothedClassifier.load(tmp_path / name, secret=SECRET, options=OPTIONS)
+        question = g.question(np.full((4, 4, 3), 100, np.uint8))
+        certificates[name] = g
+        if name == "Softmax":
+            with pytest.raises(ParameterError, match="soft bound needs logits"):
+                g.certification(question, Plan(bound="soft"))
+        else:
+            g.certification(question, Plan(bound="soft"))
+    kinds = {name: load_config(tmp_path / name).outputs for name in certificates}
+    assert kinds == {"Identity": "logits", "Softmax": "probabilities"}
+
+
+def test_names_of_ours_in_a_foreign_graph_do_no_harm(tmp_path: Path) -> None:
+    """Values and nodes may be called as the graphs are that engines put in front."""
+    model = plain()
+    onnx.save(model, tmp_path / "plain.onnx")
+    names = {
+        "in": "copies",
+        "whole": "lattice_step",
+        "flat": "pixels",
+        "w": "copies_as_pixels",
+        "out": "normalisation/sub",
+    }
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    onnx.save(model, tmp_path / "ours.onnx")
+    certified = []
+    for name in ("plain", "ours"):
+        import_model(tmp_path / f"{name}.onnx", tmp_path / name, Facts(sigma=SIGMA, classes=5, mean=(1,), std=(0.004,)))
+        g = SmoothedClassifier.load(tmp_path / name, secret=SECRET, options=OPTIONS)
+        certified.append(g.certify(np.full((4, 4, 3), 128, np.uint8), PLAN).n)
+    assert certified == [100, 100]
+
+
+def test_a_denoiser_that_returns_another_shape_is_refused(tmp_path: Path) -> None:
+    onnx.save(plain(), tmp_path / "net.onnx")
+    with pytest.raises(CheckpointError, match=r"returns \[3, 5\] for inputs \[3, 3, 4, 4\]"):
+        import_model(tmp_path / "net.onnx", tmp_path / "out", FACTS, denoiser=tmp_path / "net.onnx")
