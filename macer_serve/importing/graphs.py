@@ -8,6 +8,7 @@ another base classifier.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def joined(
                 initializers.append(numpy_helper.from_array(array, constant))
                 nodes.append(helper.make_node(operator, [value, constant], [constant + "/out"], constant))
                 value = constant + "/out"
-        inner = compose.add_prefix(_converted(part, opset, name), f"{name}/").graph
+        inner = compose.add_prefix(_with_any_batch(_converted(part, opset, name)), f"{name}/").graph
         for i, node in enumerate(inner.node):
             node.name = f"{name}/{i}/{node.op_type}"  # quantisation needs names, each its own
             node.ClearField("doc_string")
@@ -90,6 +91,28 @@ def joined(
         ir_version=max(part.ir_version for part in parts.values()),
         producer_name="macer-serve",
     )
+
+
+def _with_any_batch(model: Any) -> Any:
+    """Returns the graph with every Reshape to its fixed batch size made one to any; whoever calls compares logits."""
+    batch = batch_of(model)
+    if batch is None:
+        return model
+    model = copy.deepcopy(model)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+    for i, node in enumerate(model.graph.node):
+        if node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        sizes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+        if len(sizes) > 1 and sizes[0] == batch:
+            sizes[0] = 0 if -1 in sizes else -1  # the input's own, or what is left
+            name = f"any batch {i}"
+            model.graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
+            node.input[1] = name
+    return model
 
 
 def _opset(model: Any) -> int:

@@ -202,8 +202,12 @@ UNFIT: dict[str, tuple[Any, type[MacerError], str]] = {
     ),
     "a batch written into the graph": (
         model_of(
-            [helper.make_node("Reshape", ["in", "s"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["out"])],
-            {"s": np.array([1, 48]), "w": RANDOM},
+            [
+                FLATTEN,
+                helper.make_node("Concat", ["flat", "one"], ["more"], axis=1),
+                helper.make_node("MatMul", ["more", "w"], ["out"]),
+            ],
+            {"one": np.ones((1, 1), np.float32), "w": np.concatenate([RANDOM, RANDOM[:1]])},
             inputs=[1, 3, 4, 4],
             outputs=[1, 5],
         ),
@@ -251,6 +255,21 @@ def test_probabilities_are_taken_said_and_refused_to_the_soft_bound(tmp_path: Pa
             g.certification(question, Plan(bound="soft"))
     kinds = {name: load_config(tmp_path / name).outputs for name in certificates}
     assert kinds == {"Identity": "logits", "Softmax": "probabilities"}
+
+
+@pytest.mark.parametrize("sizes", [[1, 48], [1, -1], [-1, 48]])
+@pytest.mark.parametrize("kept", ["initializer", "node"])
+def test_a_reshape_to_one_image_is_made_one_to_any_batch(sizes: list[int], kept: str, tmp_path: Path) -> None:
+    """As torch's exporter writes `flatten` unless it is told that the batch is dynamic."""
+    shape = np.array(sizes)
+    constant = helper.make_node("Constant", [], ["s"], value=numpy_helper.from_array(shape, "v"))
+    reshape = helper.make_node("Reshape", ["in", "s"], ["flat"])
+    nodes = [*([constant] if kept == "node" else []), reshape, helper.make_node("MatMul", ["flat", "w"], ["out"])]
+    weights = {"w": RANDOM, **({"s": shape} if kept == "initializer" else {})}
+    onnx.save(model_of(nodes, weights, inputs=[1, 3, 4, 4], outputs=[1, 5]), tmp_path / "net.onnx")
+    import_model(tmp_path / "net.onnx", tmp_path / "out", FACTS)
+    g = SmoothedClassifier.load(tmp_path / "out", secret=SECRET, options=OPTIONS)
+    assert g.certify(np.full((4, 4, 3), 128, np.uint8), PLAN).n == 100
 
 
 def test_names_of_ours_in_a_foreign_graph_do_no_harm(tmp_path: Path) -> None:
