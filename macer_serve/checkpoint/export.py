@@ -19,7 +19,7 @@ import numpy.typing as npt
 from macer_serve import __version__
 from macer_serve.base_classifier import probe_pixels
 from macer_serve.checkpoint.config import CheckpointConfig, digest_of
-from macer_serve.checkpoint.folder import load_model
+from macer_serve.checkpoint.folder import load_base_classifier
 from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError
 from macer_serve.onnx_graph import LOGITS, PIXELS, export_graph
 
@@ -34,12 +34,14 @@ TOLERANCE = 2e-5  # of a probe batch's largest logit; every architecture was see
 def export_onnx(checkpoint: str | Path, out: str | Path) -> str:
     """Writes `out` whole or not at all, replacing what is there; returns the file's digest, `sha256:...`.
 
-    The file is validated and compared with torch before it is put in place. Raises `CheckpointError`, `EngineError` if
+    The file is validated and compared with torch before it is put in place; a checkpoint that is an ONNX graph already
+    has its metadata added. Raises `CheckpointError`, `EngineError` if
     torch cannot export the network, `EngineMismatchError` if the logits differ.
     """
-    config, model = load_model(checkpoint)
+    config, classifier = load_base_classifier(checkpoint)
+    model = None if classifier.load_module is None else classifier.module()
     out = Path(out)
-    data = _onnx_bytes(config, model)
+    data = _onnx_bytes(config, classifier.graph() if model is None else export_graph(model, config.input_shape))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
@@ -50,7 +52,8 @@ def export_onnx(checkpoint: str | Path, out: str | Path) -> str:
                 file.flush()
                 os.fsync(file.fileno())
             _require_valid(staging)
-            require_same_logits(staging, model, config.input_shape, config.sigma)
+            if model is not None:
+                require_same_logits(staging, model, config.input_shape, config.sigma)
             staging.chmod(0o644)
             staging.replace(out)
         except BaseException:
@@ -77,11 +80,11 @@ def metadata(config: CheckpointConfig) -> dict[str, str]:
     return {**told, "name": config.name, "checkpoint": config.digest}
 
 
-def _onnx_bytes(config: CheckpointConfig, model: nn.Module) -> bytes:
-    """Returns the file of the model with its metadata, the same bytes whenever torch writes the same graph."""
+def _onnx_bytes(config: CheckpointConfig, graph: Any) -> bytes:
+    """Returns the file of a graph (bytes or proto) with the metadata, the same bytes for the same graph."""
     import onnx
 
-    proto: Any = export_graph(model, config.input_shape)
+    proto: Any = onnx.load_model_from_string(graph) if isinstance(graph, bytes) else graph
     proto.producer_name, proto.producer_version = "macer-serve", __version__
     onnx.helper.set_model_props(proto, metadata(config))
     data: bytes = proto.SerializeToString(deterministic=True)

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from importing.foreign_files import CASES, SIGMA, cohen, linear, picture, torchvision_weights
 from PIL import Image
 
+from macer_serve.base_classifier import probe_pixels
 from macer_serve.checkpoint import load_base_classifier, load_config
+from macer_serve.checkpoint.quantize import quantize_checkpoint
 from macer_serve.cli import main
 from macer_serve.errors import CheckpointError, ParameterError
 from macer_serve.smoothing.certification import Draw
@@ -153,3 +156,19 @@ def test_an_unknown_network_of_torchvision_is_refused(tmp_path: Path) -> None:
         assert words in done.stderr
     wider = macer("import", case.file, "--arch", "torchvision:resnet34", "--out", tmp_path / "out")
     assert "the file is not a torchvision:resnet34: it has no layer1.2.conv1.weight" in wider.stderr
+
+
+def test_an_imported_graph_is_quantised_and_exported_like_any_checkpoint(tmp_path: Path) -> None:
+    """All but the last layer becomes int8, whatever the file called its nodes."""
+    case, out = CASES["denoiser"](tmp_path), tmp_path / "checkpoint"
+    assert macer("import", case.file, "--sigma", SIGMA, "--out", out, *case.options).exit_code == 0
+    exported = macer("export", out, "--out", tmp_path / "exported.onnx")
+    assert exported.exit_code == 0, exported.output
+    assert macer("import", tmp_path / "exported.onnx", "--out", tmp_path / "again").exit_code == 0
+    pixels = probe_pixels(64, case.shape, SIGMA)
+    config = quantize_checkpoint(out, pixels[:32], pixels[32:], source={"dataset": "random"})
+    assert config.quantization["disagreement"] <= 0.25
+    int8 = onnx.load(out / "model.int8.onnx").graph
+    rounded = {name for node in int8.node if node.op_type == "DequantizeLinear" for name in node.output}
+    weights = [(n.op_type, n.input[1] in rounded) for n in int8.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    assert weights == [("Conv", True), ("Conv", True), ("Gemm", False)]

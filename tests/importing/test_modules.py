@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from test_certificate import SECRET
 from torch import Tensor, nn
 
-from macer_serve.checkpoint import load_base_classifier, save_checkpoint
+from macer_serve.checkpoint import load_base_classifier, load_config, save_checkpoint
 from macer_serve.errors import EngineError, ParameterError
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
@@ -119,3 +120,15 @@ def test_a_saved_module_is_quantised_like_any_checkpoint(tmp_path: Path) -> None
     assert config.quantization["disagreement"] < 0.2
     _, classifier = load_base_classifier(tmp_path / "own")
     assert classifier.int8 is not None
+
+
+def test_the_documented_session_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    code = re.search(r"```python\n(.*?)```", (root / "docs" / "own-model.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "picture.png").write_bytes((root / "tests" / "images" / "0000-cat.png").read_bytes())
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"net": nn.Sequential(nn.Flatten(), nn.Linear(192, 2))}
+    exec(code[1], names)
+    assert load_config("runs/module").digest == names["certificate"].model["digest"]
