@@ -12,7 +12,7 @@ _WORDS = {
     "sigma": "the sigma of the noise that it was trained for",
     "classes": "the names of its classes",
     "input_shape": "the shape of its input",
-    "value_range": "how it wants pixel values to be normalised",
+    "value_range": "how pixel values are to be normalised",
 }
 
 
@@ -69,8 +69,8 @@ class Facts:
         if all(getattr(self, name) is None for name in NORMALISATION):
             missing.append("value_range")
         if missing:
-            words = "; ".join(_WORDS[name] for name in missing)
-            raise MissingFactsError(f"{file} does not say, and nobody else did: {words}", tuple(missing))
+            words = ", ".join(_WORDS[name] for name in missing)
+            raise MissingFactsError(f"{file} does not state {words}", tuple(missing))
 
     def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Returns mean and std per channel in pixel values: the network reads (x - mean) / std.

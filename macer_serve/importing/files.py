@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +93,21 @@ def named(keys: list[str]) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
-def load_into(module: torch.nn.Module, state: State, what: str) -> torch.nn.Module:
-    """Returns the module with the weights, in eval mode. Raises `CheckpointError` naming the keys that do not fit."""
+def load_into(
+    module: torch.nn.Module, state: State, what: str, named_there: Callable[[str], str] = str
+) -> torch.nn.Module:
+    """Returns the module with the weights, in eval mode. Raises `CheckpointError` naming the keys that do not fit.
+
+    `named_there` maps the module's keys to those of the file.
+    """
     own = module.state_dict()
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # absent from files before PyTorch 0.4.1
     problems = {
-        "it has no": [name for name in own if name not in state and name not in counters],
-        "it alone has": [name for name in state if name not in own],
+        "missing are": [name for name in own if name not in state and name not in counters],
+        "unknown are": [name for name in state if name not in own],
         "of another shape are": [n for n in own if n in state and own[n].shape != state[n].shape],
     }
-    if wrong := [f"{words} {named(keys)}" for words, keys in problems.items() if keys]:
+    if wrong := [f"{words} {named([named_there(key) for key in keys])}" for words, keys in problems.items() if keys]:
         raise CheckpointError(f"the file is not a {what}: {'; '.join(wrong)}")
     module.load_state_dict(state, strict=False)
     return module.eval()

@@ -9,6 +9,7 @@ is in the file unless the layer has buffers. MACER has no such layer.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ ARCHS = {
     "resnet50": "resnet50",
     "lenet": "lenet",
 }
+PER_STAGE = {"resnet20": 3, "resnet110": 18}  # blocks
 LACKS_NUMBERS = {"layer": "a normalisation layer without numbers"}
 _STAGES = re.compile(r"layer([123])\.(\d+)\.(.+)")
 
@@ -55,7 +57,8 @@ def read(path: Path, arch: str | None) -> Foreign:
     if "fc.weight" not in ours or ours["fc.weight"].ndim != 2:
         raise CheckpointError(f"{path}: it has no last layer fc.weight, but {named(list(state))}")
     network = ARCHITECTURES[found](len(ours["fc.weight"]), *shape)
-    load_into(network, ours, f"{told or found} of published research")
+    published = functools.partial(_published, architecture=found)
+    load_into(network, ours, f"{told or found} of published research", published)
     facts = Facts(
         input_shape=shape,
         mean=layer.get("mean"),
@@ -95,7 +98,7 @@ def _architecture(state: State) -> str | None:
         if found := _STAGES.fullmatch(name):
             blocks[found[1]].add(int(found[2]))
     sizes = {len(numbers) for numbers in blocks.values()}
-    return {3: "resnet20", 18: "resnet110"}.get(sizes.pop()) if len(sizes) == 1 else None
+    return next((name for name, blocks_there in PER_STAGE.items() if sizes == {blocks_there}), None)
 
 
 def _key(name: str, architecture: str) -> str:
@@ -105,6 +108,16 @@ def _key(name: str, architecture: str) -> str:
     found = _STAGES.fullmatch(name)
     if found is None or architecture == "resnet50":
         return name
-    per_stage = 3 if architecture == "resnet20" else 18
-    block = (int(found[1]) - 1) * per_stage + int(found[2])
+    block = (int(found[1]) - 1) * PER_STAGE[architecture] + int(found[2])
     return f"blocks.{block}.{found[3].replace('downsample.', 'shortcut.', 1)}"
+
+
+def _published(key: str, architecture: str) -> str:
+    """Returns the published name of our layer."""
+    if architecture == "lenet":
+        return re.sub(r"^fc\.", "fc2.", key)
+    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
+    if found is None:
+        return key
+    stage, block = divmod(int(found[1]), PER_STAGE[architecture])
+    return f"layer{stage + 1}.{block}.{found[2].replace('shortcut.', 'downsample.', 1)}"

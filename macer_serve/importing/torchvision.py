@@ -33,8 +33,12 @@ def read(path: Path, arch: str | None) -> Foreign:
     state = {key.removeprefix("module."): value for key, value in state_of(path, content).items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the initialisation, which the weights replace
-        with torch.device("meta"):
-            head = list(torchvision.models.get_model(name, weights=None).state_dict())[-1]
+        try:
+            with torch.device("meta"):  # costs no initialisation
+                plain = torchvision.models.get_model(name, weights=None)
+        except NotImplementedError:  # RegNets compute their sizes with tensors
+            plain = torchvision.models.get_model(name, weights=None)
+        head = list(plain.state_dict())[-1]
         if head not in state:
             raise CheckpointError(f"{path} is not a {arch}: it has no {head}")
         network = torchvision.models.get_model(name, weights=None, num_classes=len(state[head]))

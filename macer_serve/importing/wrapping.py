@@ -62,7 +62,7 @@ def import_model(
         source |= {"denoiser": Path(denoiser).name, "denoiser_digest": digest_of(read_bytes(Path(denoiser)))}
     ours = foreign.architecture if front is None else None
     config = CheckpointConfig(
-        name=facts.name or out.name,
+        name=facts.name or out.resolve().name,
         architecture=ours or "onnx",
         classes=classes,
         input_shape=shape,
@@ -76,10 +76,18 @@ def import_model(
         versions=_versions(),
     )
     if ours:
-        return save_checkpoint(_with_normalisation(foreign.network, mean, std), config, out)
+        module = _with_normalisation(foreign.network, mean, std)
+        return _written(out, lambda: save_checkpoint(module, config, out))
     graph = _graph(foreign, front, shape, len(classes), mean, std)
     _require_same(graph, original, pixels)
-    return write_checkpoint(config, {GRAPH: graph}, out)
+    return _written(out, lambda: write_checkpoint(config, {GRAPH: graph}, out))
+
+
+def _written(out: Path, write: Callable[[], CheckpointConfig]) -> CheckpointConfig:
+    try:
+        return write()
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 def _load_denoiser(path: Path, shape: tuple[int, int, int], sigma: float) -> Any:

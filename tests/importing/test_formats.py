@@ -84,7 +84,7 @@ def test_what_macer_export_wrote_lacks_nothing(tmp_path: Path) -> None:
         ("--sigma", "the sigma of the noise", "--sigma S"),
         ("--classes", "the names of its classes", "--classes FILE"),
         ("--input-shape", "the shape of its input", "--input-shape C,H,W"),
-        ("--mean", "how it wants pixel values to be normalised", "--mean and --std, or --range"),
+        ("--mean", "how pixel values are to be normalised", "--mean and --std, or --range"),
     ],
 )
 def test_what_is_missing_is_named_with_its_option(left_out: str, words: str, flag: str, tmp_path: Path) -> None:
@@ -155,7 +155,9 @@ def test_an_unknown_network_of_torchvision_is_refused(tmp_path: Path) -> None:
         assert done.exit_code != 0
         assert words in done.stderr
     wider = macer("import", case.file, "--arch", "torchvision:resnet34", "--out", tmp_path / "out")
-    assert "the file is not a torchvision:resnet34: it has no layer1.2.conv1.weight" in wider.stderr
+    assert "the file is not a torchvision:resnet34: missing are layer1.2.conv1.weight" in wider.stderr
+    other = macer("import", case.file, "--arch", "torchvision:regnet_x_400mf", "--out", tmp_path / "out")
+    assert "the file is not a torchvision:regnet_x_400mf: missing are stem.0.weight" in other.stderr
 
 
 def test_an_imported_graph_is_quantised_and_exported_like_any_checkpoint(tmp_path: Path) -> None:

@@ -9,21 +9,26 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from importing.foreign_files import SIGMA, linear_model, model_of
 from onnx import TensorProto, helper, numpy_helper
 from test_certificate import SECRET
 
 from macer_serve.checkpoint import load_config
+from macer_serve.cli import main
 from macer_serve.errors import CheckpointError, EngineError, MacerError, MissingFactsError, ParameterError
 from macer_serve.importing import Facts, import_model
 from macer_serve.smoothed import SmoothedClassifier
+from macer_serve.smoothing.certification import Draw
+from macer_serve.smoothing.noise import FRACTION_BITS
 from macer_serve.smoothing.plan import Plan
-from macer_serve.voters import VoterOptions
+from macer_serve.voters import Task, VoterOptions
 
 WEIGHTS = np.random.default_rng(0).integers(-4, 5, (5, 3, 4, 4))
 BIASES = -WEIGHTS.sum((1, 2, 3)) * 128.0
 FACTS = Facts(sigma=SIGMA, classes=5, value_range=(0, 255))
 PLAN = Plan(n0=20, n=100, alpha=0.05)
+SHIP = Path(__file__).parents[1] / "images" / "0001-ship.png"
 OPTIONS = VoterOptions(engine="onnx", device="cpu", batch=32, workers=1)
 
 
@@ -48,53 +53,6 @@ def changed(change: Callable[[Any], object]) -> Any:
 
 def with_nodes(*nodes: Any, outputs: Any = ("batch", 5), opset: int = 17, **weights: Any) -> Any:
     return model_of(list(nodes), weights, inputs=["batch", 3, 4, 4], outputs=outputs, opset=opset)
-
-
-def external(location: str, **more: str) -> Any:
-    def change(model: Any) -> None:
-        weight = model.graph.initializer[0]
-        weight.ClearField("raw_data")
-        weight.data_location = TensorProto.EXTERNAL
-        for key, value in {"location": location, **more}.items():
-            weight.external_data.add(key=key, value=value)
-
-    return changed(change)
-
-
-@pytest.mark.parametrize(
-    "location",
-    ["../secret.bin", "/etc/hostname", "link.bin", "sub/../../secret.bin"],
-    ids=["up", "root", "link", "dots"],
-)
-def test_weights_outside_the_files_folder_are_refused(location: str, tmp_path: Path) -> None:
-    (tmp_path / "secret.bin").write_bytes(WEIGHTS.astype(np.float32).tobytes())
-    folder = tmp_path / "model"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
-    refused(external(location), folder, CheckpointError, "outside its folder")
-
-
-def test_weights_beside_the_file_are_taken_in(tmp_path: Path) -> None:
-    (tmp_path / "w.bin").write_bytes(b"0000" + WEIGHTS.astype(np.float32).tobytes())
-    onnx.save(plain(), tmp_path / "whole.onnx")
-    (tmp_path / "net.onnx").write_bytes(external("w.bin", offset="4").SerializeToString())
-    whole, parts = (import_model(tmp_path / f"{n}.onnx", tmp_path / f"{n} out", FACTS) for n in ("whole", "net"))
-    assert whole.files == parts.files
-
-
-@pytest.mark.parametrize(
-    ("entries", "words"),
-    [
-        ({"location": "absent.bin"}, "are missing"),
-        ({"location": "w.bin", "length": "99999999999"}, "larger than"),
-        ({"location": "w.bin", "offset": "-1"}, "are missing"),
-        ({"location": "w.bin", "offset": "x"}, "cannot be read"),
-        ({"location": "w.bin", "length": "8"}, "damaged|valid"),
-    ],
-)
-def test_damaged_external_data_are_refused(entries: dict[str, str], words: str, tmp_path: Path) -> None:
-    (tmp_path / "w.bin").write_bytes(WEIGHTS.astype(np.float32).tobytes())
-    refused(external(**entries), tmp_path, CheckpointError, words)
 
 
 def of(name: str) -> Any:
@@ -241,20 +199,37 @@ def test_a_missing_shape_must_be_told(tmp_path: Path) -> None:
 def test_probabilities_are_taken_said_and_refused_to_the_soft_bound(tmp_path: Path) -> None:
     """Hard votes are the same: softmax keeps the order."""
     facts = Facts(sigma=SIGMA, classes=5, value_range=(0, 1))
-    certificates = {}
+    x = np.full((4, 4, 3), 100 << FRACTION_BITS, np.int32)
+    votes = []
     for name in ("Identity", "Softmax"):
         onnx.save(of(name), tmp_path / f"{name}.onnx")
         import_model(tmp_path / f"{name}.onnx", tmp_path / name, facts)
         g = SmoothedClassifier.load(tmp_path / name, secret=SECRET, options=OPTIONS)
         question = g.question(np.full((4, 4, 3), 100, np.uint8))
-        certificates[name] = g
+        assert g.voter is not None
+        votes += g.voter.submit([Task(x, bytes(16), Draw("estimation", 0, 200))]).result()
         if name == "Softmax":
             with pytest.raises(ParameterError, match="soft bound needs logits"):
                 g.certification(question, Plan(bound="soft"))
         else:
             g.certification(question, Plan(bound="soft"))
-    kinds = {name: load_config(tmp_path / name).outputs for name in certificates}
-    assert kinds == {"Identity": "logits", "Softmax": "probabilities"}
+    assert [load_config(tmp_path / name).outputs for name in ("Identity", "Softmax")] == ["logits", "probabilities"]
+    np.testing.assert_array_equal(votes[0], votes[1])
+    assert (votes[0] > 0).sum() >= 2
+    options = ["--sigma", "0.25", "--classes", "5", "--range", "0,1", "--out", str(tmp_path / "again")]
+    said = CliRunner().invoke(main, ["import", str(tmp_path / "Softmax.onnx"), *options])
+    assert "ends in a softmax" in said.stdout
+    predicted = CliRunner().invoke(
+        main, ["predict", str(SHIP), "--checkpoint", str(tmp_path / "again"), "--bound", "soft", "--n", "10"]
+    )
+    assert predicted.exit_code == ParameterError.exit_code
+    assert "soft bound needs logits" in predicted.stderr
+
+
+def test_a_place_that_cannot_be_written_gets_a_sentence(tmp_path: Path) -> None:
+    onnx.save(plain(), tmp_path / "net.onnx")
+    with pytest.raises(CheckpointError, match="cannot be written: "):
+        import_model(tmp_path / "net.onnx", tmp_path / "net.onnx" / "out", FACTS)
 
 
 @pytest.mark.parametrize("sizes", [[1, 48], [1, -1], [-1, 48]])
