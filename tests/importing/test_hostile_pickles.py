@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from importing.foreign_files import PublishedResNet
+from importing.published import PublishedResNet
 from test_checkpoint import Bomb
 
 from macer_serve.errors import CheckpointError
