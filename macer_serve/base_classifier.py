@@ -9,7 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from macer_serve.errors import EngineError
 
@@ -60,3 +63,21 @@ class BaseClassifier:
         if self.int8 is None:
             raise EngineError("int8 needs a quantised file, and this checkpoint has none: run macer quantize on it")
         return self.int8
+
+
+def probe_pixels(batch: int, input_shape: tuple[int, int, int], sigma: float) -> npt.NDArray[np.float32]:
+    """Returns inputs such as a base classifier sees, `[batch, C, H, W]`: random 8-bit pixels under Gaussian noise.
+
+    Row i is the same for every batch size.
+    """
+    rows = []
+    for i in range(batch):
+        generator = np.random.Generator(np.random.PCG64(i))
+        rows.append(generator.integers(0, 256, input_shape) / 255 + sigma * generator.standard_normal(input_shape))
+    return np.stack(rows).astype(np.float32)
+
+
+def kind_of_outputs(outputs: npt.NDArray[Any]) -> Literal["logits", "probabilities"]:
+    """Returns `probabilities` if every row of `[k, classes]` is a distribution, as after a softmax; else `logits`."""
+    distributions = bool((outputs >= 0).all()) and bool((np.abs(outputs.sum(1) - 1.0) < 1e-3).all())
+    return "probabilities" if distributions else "logits"

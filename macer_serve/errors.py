@@ -2,6 +2,7 @@
 
     MacerError                      anything a user can cause or repair
     ├── ParameterError              a value outside its allowed range
+    │   └── MissingFactsError       what neither a foreign file nor its user says about the network
     ├── CheckpointError             a checkpoint that is missing, damaged or of an unknown schema
     ├── DataError                   a data set that is missing or not laid out as expected
     ├── LogError                    a certification log that cannot be read or continued
@@ -34,6 +35,14 @@ class MacerError(Exception):
 
 class ParameterError(MacerError, ValueError):
     status, exit_code, title = 422, 2, "Parameter outside its allowed range"
+
+
+class MissingFactsError(ParameterError):
+    """`facts` are the names of the missing fields of `macer_serve.importing.Facts`."""
+
+    def __init__(self, message: str, facts: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.facts = facts
 
 
 class CheckpointError(MacerError):

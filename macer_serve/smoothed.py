@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
-from macer_serve.checkpoint import CheckpointConfig, load_checkpoint, load_config
-from macer_serve.errors import EngineError
+from macer_serve.checkpoint import CheckpointConfig, describe_module, load_checkpoint, load_config
+from macer_serve.errors import EngineError, ParameterError
 from macer_serve.fit import Fit, fit_for, upload_radius
 from macer_serve.images import UploadLimits
 from macer_serve.inputs import Image, pixels_of
@@ -26,6 +26,9 @@ from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import Votes
 from macer_serve.smoothing.seeds import check_secret, derive_seed, new_secret
 from macer_serve.voters import Task, Voter, VoterOptions, open_voter
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,33 @@ class SmoothedClassifier:
         return cls(config, voter=voter, noise=noise, secret=secret)
 
     @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        sigma: float,
+        classes: Sequence[str] | int,
+        input_shape: tuple[int, int, int],
+        resize: int | None = None,
+        name: str | None = None,
+        noise: NoiseKind = "exact",
+        secret: bytes | None = None,
+        options: VoterOptions | None = None,
+    ) -> SmoothedClassifier:
+        """Returns the smoothed classifier of a copy of any torch module in eval mode, with a voter of its own.
+
+        The module maps pixel values in [0, 1] `[k, C, H, W]` to logits `[k, classes]`; its normalisation is part of it.
+        `classes` are names, or their number; `input_shape` is (C, H, W). `save_checkpoint(module, g.config, folder)`
+        writes what certificates name, so that it can be served. Raises `ParameterError`, `CheckpointError`,
+        `EngineError`.
+        """
+        config, classifier = describe_module(
+            module, sigma=sigma, classes=classes, input_shape=input_shape, resize=resize, name=name
+        )
+        voter = open_voter(classifier, sigma=config.sigma, noise=noise, options=options)
+        return cls(config, voter=voter, noise=noise, secret=secret)
+
+    @classmethod
     def without_voter(
         cls, checkpoint: str | Path, *, noise: NoiseKind, secret: bytes, limits: UploadLimits
     ) -> SmoothedClassifier:
@@ -108,7 +138,11 @@ class SmoothedClassifier:
         return Question(x, seed, digest, pixels.shape, fit)
 
     def certification(self, question: Question, plan: Plan, *, cap: int | None = None) -> Certification:
-        """A fresh run for the question; whoever drives it feeds it votes. `cap` limits the estimation votes."""
+        """A fresh run for the question; whoever drives it feeds it votes. `cap` limits the estimation votes.
+
+        Raises `ParameterError` for a plan that this checkpoint's outputs do not allow.
+        """
+        require_outputs(self.config, plan)
         return Certification(
             plan,
             classes=len(self.config.classes),
@@ -186,6 +220,15 @@ class SmoothedClassifier:
         run = self.certification(question, plan or Plan())
         drive(run, question, self.voter, progress)
         return self.certificate(question, run, self.voter.engine)
+
+
+def require_outputs(config: CheckpointConfig, plan: Plan) -> None:
+    """Raise `ParameterError` for the soft bound on a network that returns probabilities: softmax of them is no vote."""
+    if plan.bound == "soft" and config.outputs != "logits":
+        raise ParameterError(
+            f"the soft bound needs logits, and {config.name} returns {config.outputs}: its network ends in a softmax. "
+            "Take the one-sided or two-sided bound: hard votes are the same. Or export the network without its softmax."
+        )
 
 
 # Copies that a run takes in small passes before it takes large ones, in large passes: most decisions are made by then.

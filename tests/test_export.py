@@ -111,12 +111,12 @@ def test_exporting_again_replaces_the_file_by_the_same_bytes(digits: Path, expor
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "fc1", "fc"])
 def test_a_perturbed_weight_is_noticed(digits: Path, exported: Path, layer: str) -> None:
     config, model = load_model(digits)
-    require_same_logits(exported, model, config)
+    require_same_logits(exported, model, config.input_shape, config.sigma)
     weight = model.get_parameter(f"1.{layer}.weight")
     with torch.no_grad():
         weight.view(-1)[0] += weight.std()
     with pytest.raises(EngineMismatchError, match="do not compute the same logits"):
-        require_same_logits(exported, model, config)
+        require_same_logits(exported, model, config.input_shape, config.sigma)
 
 
 def test_another_normalisation_or_a_nan_is_noticed(digits: Path, exported: Path) -> None:
@@ -124,10 +124,10 @@ def test_another_normalisation_or_a_nan_is_noticed(digits: Path, exported: Path)
     mean = model.get_buffer("0.mean")
     mean += 1 / 255
     with pytest.raises(EngineMismatchError):
-        require_same_logits(exported, model, config)
+        require_same_logits(exported, model, config.input_shape, config.sigma)
     mean.fill_(torch.nan)
     with pytest.raises(EngineMismatchError):
-        require_same_logits(exported, model, config)
+        require_same_logits(exported, model, config.input_shape, config.sigma)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = run(code)
     assert result.returncode == 0, result.stderr
-    for command in ("train", "certify", "report", "predict", "verify", "export"):
+    for command in ("train", "certify", "report", "predict", "verify", "export", "import"):
         assert command in result.stdout
 
 
@@ -56,8 +56,9 @@ ALLOWED = {
     "smoothing": {"errors"},
     "voters": {"errors", "smoothing", "hardware", "base_classifier", "onnx_graph"},
     "checkpoint": {"errors", "architectures", "base_classifier", "onnx_graph"},
+    "importing": {"errors", "architectures", "base_classifier", "checkpoint", "onnx_graph", "voters"},
     "verification": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images", "fit", "hardware", "inputs"},
-    "evaluation": {"errors", "smoothed", "smoothing", "checkpoint", "datasets", "class_names"},
+    "evaluation": {"errors", "smoothed", "smoothing", "checkpoint", "datasets", "class_names", "voters"},
     "serving": {"errors", "smoothed", "smoothing", "checkpoint", "voters", "images"},
 }
 

@@ -12,6 +12,7 @@ from macer_serve.checkpoint.folder import (
     save_checkpoint,
     write_checkpoint,
 )
+from macer_serve.checkpoint.modules import describe_module
 
 __all__ = [
     "BUNDLED",
@@ -22,6 +23,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "WEIGHTS",
     "CheckpointConfig",
+    "describe_module",
     "load_checkpoint",
     "load_config",
     "load_model",

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from macer_serve.errors import CheckpointError
 
@@ -16,7 +16,7 @@ SCHEMA_VERSION = 2
 # A checkpoint's files beside config.json. One of the first two holds the network; the last is its quantised form.
 WEIGHTS, GRAPH, INT8 = "model.safetensors", "model.onnx", "model.int8.onnx"
 
-
+_IMPORTED = ("outputs", "source")
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
 
@@ -38,6 +38,9 @@ class CheckpointConfig:
     and how often its class differs from the fp32 network's; it is empty if there is none.
 
     `resize` is the length to which an upload's short side is brought before the centre crop to `input_shape`.
+
+    `outputs` says what the network returns: `logits`, or `probabilities` if it ends in a softmax. Hard votes are the
+    same for both; the soft bound needs logits. `source` says from which file a network was imported.
     Raises `CheckpointError` at construction where a field is outside its range.
     """
 
@@ -55,6 +58,8 @@ class CheckpointConfig:
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     quantization: dict[str, Any] = field(default_factory=dict)
+    outputs: Literal["logits", "probabilities"] = "logits"
+    source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -68,6 +73,7 @@ class CheckpointConfig:
             "mean and std need one value a channel": len(self.mean) != channels or len(self.std) != channels,
             "mean and std must be finite": not all(math.isfinite(v) for v in (*self.mean, *self.std)),
             "std must be positive": any(v <= 0 for v in self.std),
+            "outputs must be logits or probabilities": self.outputs not in ("logits", "probabilities"),
             "resize must be at least the input's short side": self.resize < min(height, width),
             "resize must reach the input's long side on square uploads": self.resize < max(height, width),
             f"files must name {WEIGHTS} or {GRAPH}": not {WEIGHTS, GRAPH} & set(self.files),
@@ -86,7 +92,11 @@ class CheckpointConfig:
         return "sha256:" + hashlib.sha256(canonical_json(self.to_json())).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        """Returns the configuration as JSON. The fields of imported networks are left out if they say nothing, so that
+        the digests of older checkpoints stay what they were.
+        """
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {k: v for k, v in data.items() if not (k in _IMPORTED and v in ("logits", {}))}
 
     @classmethod
     def from_json(cls, data: Any) -> CheckpointConfig:

@@ -13,14 +13,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from macer_serve import __version__
+from macer_serve.base_classifier import probe_pixels
 from macer_serve.checkpoint.config import CheckpointConfig, digest_of
-from macer_serve.checkpoint.folder import load_model
+from macer_serve.checkpoint.folder import load_checkpoint
 from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError
 from macer_serve.onnx_graph import LOGITS, PIXELS, export_graph
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 FORMAT = 1
 PROBE_BATCHES = (1, 3)
@@ -30,12 +34,14 @@ TOLERANCE = 2e-5  # of a probe batch's largest logit; every architecture was see
 def export_onnx(checkpoint: str | Path, out: str | Path) -> str:
     """Writes `out` whole or not at all, replacing what is there; returns the file's digest, `sha256:...`.
 
-    The file is validated and compared with torch before it is put in place. Raises `CheckpointError`, `EngineError` if
+    The file is validated and compared with torch before it is put in place; a checkpoint that is an ONNX graph already
+    has its metadata added. Raises `CheckpointError`, `EngineError` if
     torch cannot export the network, `EngineMismatchError` if the logits differ.
     """
-    config, model = load_model(checkpoint)
+    config, classifier = load_checkpoint(checkpoint)
+    model = None if classifier.load_module is None else classifier.module()
     out = Path(out)
-    data = _onnx_bytes(config, model)
+    data = _onnx_bytes(config, classifier.graph() if model is None else export_graph(model, config.input_shape))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
@@ -46,7 +52,8 @@ def export_onnx(checkpoint: str | Path, out: str | Path) -> str:
                 file.flush()
                 os.fsync(file.fileno())
             _require_valid(staging)
-            require_same_logits(staging, model, config)
+            if model is not None:
+                require_same_logits(staging, model, config.input_shape, config.sigma)
             staging.chmod(0o644)
             staging.replace(out)
         except BaseException:
@@ -73,11 +80,11 @@ def metadata(config: CheckpointConfig) -> dict[str, str]:
     return {**told, "name": config.name, "checkpoint": config.digest}
 
 
-def _onnx_bytes(config: CheckpointConfig, model: nn.Module) -> bytes:
-    """Returns the file of the model with its metadata, the same bytes whenever torch writes the same graph."""
+def _onnx_bytes(config: CheckpointConfig, graph: Any) -> bytes:
+    """Returns the file of a graph (bytes or proto) with the metadata, the same bytes for the same graph."""
     import onnx
 
-    proto: Any = export_graph(model, config.input_shape)
+    proto: Any = onnx.load_model_from_string(graph) if isinstance(graph, bytes) else graph
     proto.producer_name, proto.producer_version = "macer-serve", __version__
     onnx.helper.set_model_props(proto, metadata(config))
     data: bytes = proto.SerializeToString(deterministic=True)
@@ -93,10 +100,13 @@ def _require_valid(file: Path) -> None:
         raise EngineError(f"torch's exporter wrote an invalid graph: {error}") from error
 
 
-def require_same_logits(file: Path, model: nn.Module, config: CheckpointConfig) -> None:
-    """Raises `EngineMismatchError` unless onnxruntime's logits of `file` are torch's on noisy probe images.
+def require_same_logits(
+    graph: Path | bytes, model: nn.Module, input_shape: tuple[int, int, int], sigma: float
+) -> npt.NDArray[np.float32]:
+    """Returns the logits of a probe batch. Raises `EngineMismatchError` unless onnxruntime's are torch's.
 
-    They may differ by `TOLERANCE` times the largest logit of the batch.
+    `graph` is a file or its bytes; the probe is noise of `sigma` on random pixels. Logits may differ by `TOLERANCE`
+    times the largest logit of the batch.
     """
     import onnxruntime
     import torch
@@ -104,26 +114,18 @@ def require_same_logits(file: Path, model: nn.Module, config: CheckpointConfig) 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    source = graph if isinstance(graph, bytes) else str(graph)
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     for batch in PROBE_BATCHES:
-        pixels = _probe(batch, config)
+        pixels = probe_pixels(batch, input_shape, sigma)
         with torch.inference_mode():
-            expected = model(pixels)
-        logits = torch.from_numpy(session.run([LOGITS], {PIXELS: pixels.numpy()})[0])
-        allowed = TOLERANCE * expected.abs().max()
-        same = logits.shape == expected.shape and bool(((logits - expected).abs() <= allowed).all())
+            expected = model(torch.from_numpy(pixels)).numpy()
+        logits: npt.NDArray[np.float32] = session.run([LOGITS], {PIXELS: pixels})[0]
+        allowed = TOLERANCE * np.abs(expected).max(initial=0.0)
+        same = logits.shape == expected.shape and bool((np.abs(logits - expected) <= allowed).all())
         if not same:  # nor is nan the same as anything
             raise EngineMismatchError(
                 f"onnxruntime and torch do not compute the same logits for {batch} probe image(s): "
                 f"they differ by more than {float(allowed):.2g}"
             )
-
-
-def _probe(batch: int, config: CheckpointConfig) -> Tensor:
-    """Returns images such as the base classifier sees: 8-bit pixels under noise, beyond [0, 1] too."""
-    import torch
-
-    generator = torch.Generator().manual_seed(batch)
-    shape = (batch, *config.input_shape)
-    pixels = torch.randint(256, shape, generator=generator) / 255
-    return pixels + config.sigma * torch.randn(shape, generator=generator)
+    return logits

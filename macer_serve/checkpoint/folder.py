@@ -30,7 +30,7 @@ def resolve(checkpoint: str | Path) -> Path:
     if not (path / CONFIG).is_file():
         bundled = ", ".join(f"bundled:{p.name}" for p in sorted(BUNDLED.glob("*/")) if (p / CONFIG).is_file())
         raise CheckpointError(
-            f"{path} is not a checkpoint: no {CONFIG} in it. Name a folder written by 'macer train', "
+            f"{path} is not a checkpoint: no {CONFIG} in it. Name a folder written by 'macer train' or 'macer import', "
             f"or one of: {bundled or 'none is bundled'}"
         )
     return path
@@ -116,10 +116,19 @@ def _module(config: CheckpointConfig, folder: Path) -> nn.Module:
 
 
 def save_checkpoint(model: nn.Module, config: CheckpointConfig, folder: str | Path) -> CheckpointConfig:
-    """Writes the weights of a named architecture as a checkpoint; returns the configuration as written.
+    """Writes a base classifier as a checkpoint; returns the configuration as written.
 
-    See `write_checkpoint`.
+    A named architecture keeps its weights. Any other module is written as an ONNX graph, and compared with torch
+    first; its normalisation is part of it. Raises `EngineError` for a module that cannot be exported, and what
+    `write_checkpoint` raises.
     """
+    from macer_serve.architectures import ARCHITECTURES
+
+    if config.architecture not in ARCHITECTURES:
+        from macer_serve.checkpoint.modules import graph_of_module
+
+        config, graph = graph_of_module(model, config)
+        return write_checkpoint(config, {GRAPH: graph}, folder)
     from safetensors.torch import save
 
     weights = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})

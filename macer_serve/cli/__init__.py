@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from macer_serve.errors import MacerError
 
 _COMMANDS = {
     "train": "Train a base classifier for smoothing.",
+    "import": "Make a checkpoint of your own network.",
     "certify": "Certify a data set and write a log.",
     "report": "Tabulate certification logs.",
     "predict": "Certify one image, without a server.",
@@ -33,7 +35,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"macer_serve.cli.{name}").command
+        module = f"{name}_" if keyword.iskeyword(name) else name
+        command: click.Command = importlib.import_module(f"macer_serve.cli.{module}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -52,7 +55,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="macer")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is chosen and why.")
 def main(verbose: bool) -> None:
-    """Certified inference by randomized smoothing: train, certify, report, predict, verify, export, quantize.
+    """Certified inference by randomized smoothing: train, import, certify, report, predict, verify, export, quantize.
 
     To serve: serve run deployments/smoothed.yaml
     """

@@ -13,6 +13,7 @@ from macer_serve.errors import ParameterError
 from macer_serve.serving.ingress import Ingress
 from macer_serve.serving.settings import AppSettings
 from macer_serve.serving.voter_replica import VoterReplica
+from macer_serve.smoothed import require_outputs
 from macer_serve.smoothing.seeds import check_secret, new_secret
 
 log = logging.getLogger("ray.serve")
@@ -27,7 +28,7 @@ def build(args: AppSettings) -> Application:
     """
     voters: dict[str, Application] = {}
     for name, model in args.models.items():
-        load_config(model.checkpoint)
+        require_outputs(load_config(model.checkpoint), model.plan())
         voter: Deployment = _deployment(VoterReplica).options(
             name=f"voter-{name}",
             num_replicas=model.replicas,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from macer_serve.checkpoint import load_config
 from macer_serve.errors import CheckpointError, ParameterError
 from macer_serve.serving.app import build
 from macer_serve.serving.settings import AppSettings
@@ -70,6 +73,14 @@ def test_a_wrong_setting_is_refused_by_name(arguments: dict[str, Any], named: st
 def test_a_missing_checkpoint_stops_the_builder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         build(settings(models={"a": {"checkpoint": str(tmp_path / "nowhere")}}))
+
+
+def test_the_soft_bound_on_a_network_of_probabilities_stops_the_builder(tmp_path: Path) -> None:
+    config = dataclasses.replace(load_config("bundled:cifar10"), outputs="probabilities")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    build(settings(models={"a": {"checkpoint": str(tmp_path)}}))
+    with pytest.raises(ParameterError, match="soft bound needs logits"):
+        build(settings(models={"a": {"checkpoint": str(tmp_path), "bound": "soft"}}))
 
 
 def test_a_missing_secret_file_stops_the_builder(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Imported networks behind the real server: `docs/own-model.md` as written, every kind of file, and a black box."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from importing.foreign_files import CASES, SIGMA, linear_model
+from PIL import Image
+from scipy.stats import binom
+from serving.conftest import ROOT, SECRET, Server
+from test_soundness import ANYWHERE, COLOUR, FALSE_ALARM, margins
+from torch import nn
+
+from macer_serve.checkpoint import load_config
+from macer_serve.cli import main
+from macer_serve.smoothing.plan import Plan
+
+DOCUMENT = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
+BLACK_BOX = Plan(n0=100, n=400, alpha=0.05)
+RUNS = 1000
+QUICK = {"precision": "fp32", "batch": 32, "workers": 1, "compile": False}
+KINDS = ("torchvision", "cohen", "macer", "denoiser")
+
+
+def documented(start: str) -> str:
+    """The first command of the document that starts so."""
+    found = re.search(rf"^    ({re.escape(start)}.*)$", DOCUMENT, re.MULTILINE)
+    assert found, start
+    return found[1].strip()
+
+
+def macer(command: str | list[str]) -> None:
+    arguments = shlex.split(command)[1:] if isinstance(command, str) else command
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+
+
+def png(pixels: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the user of the document has: a network, the names of its classes, a picture."""
+    folder = tmp_path_factory.mktemp("user")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    torch.onnx.export(net, (torch.zeros(1, 3, 8, 8),), folder / "net.onnx", dynamo=True, verbose=False)
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    (folder / "picture.png").write_bytes((ROOT / "tests" / "images" / "0000-cat.png").read_bytes())
+    return folder
+
+
+def black_box(folder: Path) -> Path:
+    """The linear classifier of closed form as an ONNX file: [w.z >= t] of the bytes z."""
+    weights = COLOUR.weights.transpose(2, 0, 1)
+    both = np.stack([np.zeros_like(weights), weights])
+    onnx.save(linear_model(both, np.array([0.0, 0.5 - COLOUR.t])), folder / "linear.onnx")
+    options = ["--sigma", str(SIGMA), "--classes", "2", "--range", "0,255", "--out", str(folder / "linear")]
+    macer(["import", str(folder / "linear.onnx"), *options])
+    return folder / "linear"
+
+
+@pytest.fixture(scope="module")
+def own(folder: Path) -> Iterator[Server]:
+    """The shipped YAML with the document's one line changed, and the other networks beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        macer(documented("macer import net.onnx"))
+    shipped = (ROOT / "deployments" / "smoothed.yaml").read_text()
+    line = re.search(r"^ +checkpoint: runs/mine$", DOCUMENT, re.MULTILINE)
+    assert line
+    changed = re.sub(
+        r"^ +checkpoint: bundled:cifar10.*$", line[0].replace("runs/", f"{folder}/runs/"), shipped, flags=re.M
+    )
+    assert sum(a != b for a, b in zip(shipped.splitlines(), changed.splitlines(), strict=True)) == 1
+    config = yaml.safe_load(changed)
+    models = config["applications"][0]["args"]["models"]
+    assert models["cifar10"]["checkpoint"] == str(folder / "runs" / "mine")
+    models["linear"] = {"checkpoint": str(black_box(folder)), "n0": BLACK_BOX.n0, "n": BLACK_BOX.n, "alpha": 0.05}
+    models["linear"] |= {"num_cpus": 0, "voter": {**QUICK, "batch": 512}}
+    for name in KINDS:
+        (folder / name).mkdir()
+        case = CASES[name](folder / name)
+        out = folder / f"{name} checkpoint"
+        macer(["import", str(case.file), "--sigma", str(SIGMA), "--out", str(out), *case.options])
+        models[name] = {"checkpoint": str(out), "n0": 20, "n": 100, "alpha": 0.05, "num_cpus": 0, "voter": QUICK}
+    running = Server(config, SECRET)
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        running.stop()
+
+
+def test_three_commands_lead_from_a_network_to_a_certificate(own: Server, folder: Path) -> None:
+    assert documented("serve run") == "serve run deployments/smoothed.yaml"
+    command = documented("curl").replace("http://127.0.0.1:8000", own.url)
+    done = subprocess.run(shlex.split(command), cwd=folder, capture_output=True, text=True, check=True, timeout=200)
+    answer = json.loads(done.stdout)
+    config = load_config(folder / "runs" / "mine")
+    assert answer["certificate"]["model"] == {"name": "mine", "digest": config.digest}
+    assert answer["label"] in ("cat", "dog", None)
+    assert sum(answer["certificate"]["votes"]) == answer["certificate"]["n"] > 0
+    assert answer["certificate"]["engine"].startswith("onnx-cpu-fp32-")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_file_is_served(name: str, own: Server, folder: Path) -> None:
+    image = (folder / "picture.png").read_bytes()
+    answer = httpx.post(f"{own.url}/predict?model={name}", files={"file": image}, timeout=200)
+    assert answer.status_code == 200, answer.text
+    certificate = answer.json()["certificate"]
+    assert certificate["model"]["digest"] == load_config(folder / f"{name} checkpoint").digest
+    assert sum(certificate["votes"]) == 100
+
+
+def test_as_a_black_box_certificates_are_false_no_more_often_than_alpha(own: Server) -> None:
+    """Distinct images near where the bound is most easily caught; an exact test, false alarms 1 in a million."""
+    generator, levels = np.random.default_rng(2), margins(COLOUR, BLACK_BOX, ANYWHERE)
+    images = [COLOUR.image(levels[i % len(levels)], generator) for i in range(RUNS)]
+    assert len({image.tobytes() for image in images}) == RUNS
+    with httpx.Client(base_url=own.url, timeout=200) as client, ThreadPoolExecutor(4) as pool:
+
+        def ask(image: Any) -> dict[str, Any]:
+            answer = client.post("/predict?model=linear", content=png(image), headers={"content-type": "image/png"})
+            assert answer.status_code == 200, answer.text
+            return answer.json()  # type: ignore[no-any-return]
+
+        answers = list(pool.map(ask, images))
+    false = certified = 0
+    for image, answer in zip(images, answers, strict=True):
+        class_id, radius, _ = COLOUR.truth(image)
+        assert answer["certificate"]["alpha"] == BLACK_BOX.alpha
+        certified += not answer["abstained"]
+        false += not answer["abstained"] and (answer["class_id"] != class_id or answer["radius"] > radius)
+    assert certified > 0.2 * RUNS
+    p = float(binom.sf(false - 1, RUNS, BLACK_BOX.alpha))
+    assert p >= FALSE_ALARM, f"{false} of {RUNS} certificates are false at alpha = {BLACK_BOX.alpha}: p = {p:.2g}"
