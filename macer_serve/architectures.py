@@ -121,6 +121,11 @@ ARCHITECTURES: dict[str, Builder] = {
 }
 
 
+def is_named(architecture: str) -> bool:
+    """Returns whether `base_classifier` knows the architecture, so that its weights alone say what the network is."""
+    return architecture in ARCHITECTURES or architecture.startswith(PREFIX)
+
+
 def base_classifier(
     architecture: str,
     *,

@@ -11,7 +11,7 @@ from macer_serve.errors import ParameterError
 
 PREFIX = "torchvision:"
 # Their published weights are of a network with auxiliary outputs and a second normalisation of its own.
-_AUXILIARY = ("googlenet", "inception_v3")
+AUXILIARY = ("googlenet", "inception_v3")
 
 
 def torchvision_network(name: str, classes: int, channels: int, height: int, width: int) -> nn.Module:
@@ -43,7 +43,7 @@ def _require_classifier(name: str) -> None:
     from torchvision.models import list_models
 
     names = list_models(module=torchvision.models)
-    if name in _AUXILIARY:
+    if name in AUXILIARY:
         raise ParameterError(
             f"{PREFIX}{name} is not supported: in training it returns auxiliary outputs beside its logits. "
             "Choose another network, such as torchvision:resnet18"

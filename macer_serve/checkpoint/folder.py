@@ -122,9 +122,9 @@ def save_checkpoint(model: nn.Module, config: CheckpointConfig, folder: str | Pa
     first; its normalisation is part of it. Raises `EngineError` for a module that cannot be exported, and what
     `write_checkpoint` raises.
     """
-    from macer_serve.architectures import ARCHITECTURES
+    from macer_serve.architectures import is_named
 
-    if config.architecture not in ARCHITECTURES:
+    if not is_named(config.architecture):
         from macer_serve.checkpoint.modules import graph_of_module
 
         config, graph = graph_of_module(model, config)

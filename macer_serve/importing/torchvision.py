@@ -9,8 +9,8 @@ from macer_serve.errors import CheckpointError, ParameterError
 from macer_serve.importing.facts import Facts
 from macer_serve.importing.files import load_into, load_tensors, state_of
 from macer_serve.importing.foreign import Foreign
+from macer_serve.torchvision_networks import AUXILIARY, PREFIX
 
-PREFIX = "torchvision:"
 OURS = {"resnet50"}  # the same network in `macer_serve.architectures`
 
 
@@ -43,4 +43,5 @@ def read(path: Path, arch: str | None) -> Foreign:
             raise CheckpointError(f"{path} is not a {arch}: it has no {head}")
         network = torchvision.models.get_model(name, weights=None, num_classes=len(state[head]))
     load_into(network, state, str(arch))
-    return Foreign("torchvision", Facts(), network, architecture=name if name in OURS else None)
+    ours = name if name in OURS else None if name in AUXILIARY else f"{PREFIX}{name}"
+    return Foreign("torchvision", Facts(), network, architecture=ours)

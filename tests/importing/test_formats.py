@@ -38,7 +38,7 @@ def test_an_imported_network_votes_as_the_original(name: str, tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     config, classifier = load_checkpoint(out)
     assert done.stdout == f"wrote {out}  {config.digest}\n"
-    named = name in ("cohen", "salman", "macer", "buffers", "safetensors", "lenet")
+    named = name in ("cohen", "salman", "macer", "buffers", "safetensors", "lenet", "torchvision")
     assert sorted(config.files) == ["model.safetensors" if named else "model.onnx"]
     noise = noise_for("exact", SIGMA)
     pixels = picture(case.shape)
