@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import platform
 import resource
 import statistics
@@ -160,7 +161,11 @@ def contend(arch: str, name: str, int8: Path | None) -> None:
 def contender(arch: str, name: str, int8: Path | None) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, __file__, "--contender", name, "--arch", arch]
     process = subprocess.Popen(
-        [*command, *(["--int8", str(int8)] if int8 else [])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, *(["--int8", str(int8)] if int8 else [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # who waits for a turn must not spin
     )
     try:
         yield process
@@ -191,7 +196,8 @@ def compare(arch: str, names: list[str], seconds: float, rounds: int) -> None:
         int8 = None
         if not arch.startswith("bundled:"):
             int8 = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "int8.onnx"
-            write_int8(arch, int8)
+            # In a process of its own: a child's peak memory begins with its parent's.
+            subprocess.run([sys.executable, __file__, "--quantise", "--arch", arch, "--int8", str(int8)], check=True)
         running = {}
         for name in names:
             process = stack.enter_context(contender(arch, name, int8))
@@ -228,9 +234,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=["plain", *VOTERS, "art"], default=["plain", *VOTERS, "art"])
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--int8", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--quantise", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
         contend(options.arch[0], options.contender, options.int8)
+        return
+    if options.quantise:
+        write_int8(options.arch[0], options.int8)
         return
     print(machine(), flush=True)
     for arch in options.arch:
