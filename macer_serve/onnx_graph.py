@@ -5,6 +5,7 @@ A graph of ours maps `pixels` `[batch, C, H, W]` float32 to `logits` `[batch, cl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from macer_serve.errors import EngineError
@@ -47,6 +48,28 @@ def export_graph(module: nn.Module, input_shape: tuple[int, int, int]) -> Any:
     return proto
 
 
+# Operators that take their scale over the batch, or draw random numbers.
+_NO_FUNCTIONS = {
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+}
+
+
+def _all_nodes(graph: Any) -> Iterator[Any]:
+    """Yields the nodes of a graph and of the graphs in their attributes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _all_nodes(inner)
+
+
 def with_copies(graph: bytes, shape: tuple[int, int, int], scale: float, *, integers: bool) -> bytes:
     """Returns the graph with the input `copies` `[batch, H, W, C]` in place of `pixels`: pixels = copies * scale.
 
@@ -61,6 +84,8 @@ def with_copies(graph: bytes, shape: tuple[int, int, int], scale: float, *, inte
     except Exception as error:  # protobuf's own errors
         raise EngineError(f"the ONNX file cannot be read: {error}") from error
     inner = model.graph
+    if wrong := sorted({node.op_type for node in _all_nodes(inner)} & _NO_FUNCTIONS):
+        raise EngineError(f"the graph holds {', '.join(wrong)}: its logits depend on the batch, or on chance")
     names = [value.name for value in inner.input], [value.name for value in inner.output]
     if names != ([PIXELS], [LOGITS]):
         raise EngineError(f"the ONNX graph maps {names[0]} to {names[1]}; {PIXELS} to {LOGITS} is needed")

@@ -80,8 +80,10 @@ def _require_uncompressed(path: Path, data: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             compressed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-    except zipfile.BadZipFile:  # an older format of torch's, or damaged
-        return
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+        if data.startswith(b"PK"):  # torch reads archives that Python's zipfile does not: their size is unknown
+            raise CheckpointError(f"{path} is damaged: its archive cannot be read") from error
+        return  # an older format of torch's
     if compressed:
         raise CheckpointError(
             f"{path} is refused: {compressed[0]} in it is compressed, and torch.save compresses nothing"

@@ -59,10 +59,12 @@ def _require_no_bomb(path: Path) -> None:
     try:
         size = path.stat().st_size
         expanded = 0
-        if zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            archived = file.read(2) == b"PK"
+        if archived or zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 expanded = sum(entry.file_size for entry in archive.infolist())
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if max(size, expanded) > MAX_BYTES or expanded > _EXPANSION * size + 2**20:
         raise CheckpointError(

@@ -129,7 +129,11 @@ class BatchedVoter:
         for task, draw in _joined(batch):
             copies[at : at + len(draw)] = self.noise.sample(task.x, task.seed, draw.purpose, draw.start, draw.stop)
             at += len(draw)
-        return self._engine.logits(copies)[:filled]
+        copies[filled:] = 0  # nothing of an earlier pass
+        logits = self._engine.logits(copies)[:filled]
+        if not np.isfinite(logits).all():
+            raise EngineError("the network's logits are not finite for this input: it has no class there")
+        return logits
 
     # --- warm-up ------------------------------------------------------------------------------------------------------
 

@@ -80,12 +80,21 @@ class Engine(Protocol):
 
 
 def relative_error(logits: Logits, plain: Logits) -> float:
-    """Returns the root mean square of the difference over that of the plain logits; infinite if one is not finite."""
+    """Returns the largest error of a class's logits, relative to how much they vary; infinite if one is not finite.
+
+    Each class has a scale of its own: the standard deviation of its plain logits over the rows `[k, classes]`, at
+    least a tenth of the median class's and 1e-5 of their size. A logit of -1e9 (a masked class) or an offset common to
+    all classes hides no difference of the others.
+    """
     if logits.shape != plain.shape or not (np.isfinite(logits).all() and np.isfinite(plain).all()):
         return float("inf")
-    size = float(np.sqrt(np.mean(plain.astype(np.float64) ** 2)))
-    error = float(np.sqrt(np.mean((logits.astype(np.float64) - plain) ** 2)))
-    return error / size if size else (0.0 if error == 0.0 else float("inf"))
+    exact = plain.astype(np.float64)
+    spread = exact.std(0)
+    scale = np.maximum(np.maximum(spread, 0.1 * np.median(spread)), 1e-5 * np.abs(exact).max(0))
+    error = np.sqrt(np.mean((logits.astype(np.float64) - exact) ** 2, axis=0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(error == 0.0, 0.0, error / scale)
+    return float(relative.max())
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ DOCUMENT = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
 BLACK_BOX = Plan(n0=100, n=400, alpha=0.05)
 RUNS = 1000
 QUICK = {"precision": "fp32", "batch": 32, "workers": 1, "compile": False}
-KINDS = ("torchvision", "cohen", "macer", "denoiser")
+KINDS = ("torchvision", "onnx", "cohen", "macer", "denoiser")
 
 
 def documented(start: str) -> str:

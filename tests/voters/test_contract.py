@@ -262,6 +262,47 @@ class WithinTracing(nn.Module):
         return -logits if isinstance(x, torch.fx.Proxy) else logits
 
 
-def test_an_engine_that_computes_another_function_is_refused() -> None:
-    with pytest.raises(EngineError, match="does not compute the base classifier"):
-        votes(WithinTracing(), precision="fp32", compile=False)
+def test_a_network_that_fx_misreads_is_run_as_it_is() -> None:
+    torch.manual_seed(3)
+    module = WithinTracing()
+    np.testing.assert_array_equal(votes(module, precision="fp32", compile=False), plain_votes(module))
+
+
+def shifted(masked: bool) -> nn.Module:
+    """A normalisation as a hook, which fx drops; with a third class that is masked, or without."""
+    torch.manual_seed(3)
+    module = Unused()
+    if masked:
+        with torch.no_grad():
+            module.fc.bias[2] = -1e9
+    module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2 - 1,))
+    return module
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_hooks_are_part_of_the_network(masked: bool, precision: str) -> None:
+    module = shifted(masked)
+    counted, expected = votes(module, precision=precision, compile=False), plain_votes(module)
+    assert np.abs(counted - expected).sum() <= (0 if precision == "fp32" else 20)
+    without = Unused()
+    without.load_state_dict(module.state_dict())
+    assert np.abs(plain_votes(without) - expected).sum() > 40  # the comparison says something
+
+
+def test_copies_whose_logits_are_not_finite_get_no_vote() -> None:
+    class Overflowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(192, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.fc(x.flatten(1))
+            return torch.where(x.mean((1, 2, 3))[:, None] > 0.9, logits * torch.inf, logits)
+
+    white = np.full((8, 8, 3), 255 << FRACTION_BITS, np.int32)
+    with (
+        voter_of(Overflowing(), input_shape=SHAPE, sigma=SIGMA, batch=32, workers=1, compile=False) as voter,
+        pytest.raises(EngineError, match="not finite for this input"),
+    ):
+        voter.submit([Task(white, SEED, Draw("estimation", 0, 40))]).result()

@@ -213,10 +213,14 @@ def test_an_int8_file_of_another_network_is_another_base_classifier_but_a_whole_
 
 
 def test_relative_errors() -> None:
-    plain = np.array([[3.0, -4.0]], np.float32)
+    plain = np.array([[3.0, -4.0], [1.0, 2.0]], np.float32)
     assert relative_error(plain, plain) == 0.0
-    assert relative_error(-plain, plain) == 2.0
+    assert relative_error(-plain, plain) > 2.0
     assert relative_error(plain * 0, plain * 0) == 0.0
+    # A masked class, and an offset that all classes have, hide nothing.
+    masked = np.concatenate([plain, np.full((2, 1), -1e9, np.float32)], axis=1)
+    assert relative_error(masked + np.array([0, 1, 0], np.float32), masked) > 0.1
+    assert relative_error(plain[::-1] + 1e3, plain + 1e3) > 1.0
     assert relative_error(plain, plain * np.float32("nan")) == float("inf")
     assert relative_error(plain[:, :1], plain) == float("inf")
 
