@@ -129,8 +129,8 @@ class CompiledGraph:
     """A module compiled by Inductor for inputs of one shape, without dynamo's guards.
 
     Dynamo compiles again, silently, when a guard fails: at a new shape, a changed global of torch, another grad mode,
-    and also by chance when two threads check the same guards at a time (once in 40,000 passes of two threads). The new
-    code may be another function. Here dynamo only captures the graph, at warm-up; what runs afterwards is Inductor's
+    and once in some 40,000 passes of two threads without any of these, for a reason that is not known. The new code may
+    be another function. Here dynamo only captures the graph, at warm-up; what runs afterwards is Inductor's
     code itself, which refuses other shapes.
     """
 

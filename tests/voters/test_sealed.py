@@ -95,7 +95,7 @@ def test_votes_are_counted_by_the_graphs_of_the_warm_up(voter: BatchedVoter, mon
 
 
 def test_many_threads_at_a_time_give_the_votes_of_one(voter: BatchedVoter) -> None:
-    """Checked by several threads at a time, dynamo's guards fail by chance."""
+    """Nothing is checked or compiled between passes, however many threads there are."""
     compiled_engine(voter)
     expected = voter.submit([TASK]).result()[0]
     for options in ({"workers": 2}, {"workers": 4}):
