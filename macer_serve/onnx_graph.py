@@ -61,13 +61,13 @@ _NO_FUNCTIONS = {
 }
 
 
-def _all_nodes(graph: Any) -> Iterator[Any]:
-    """Yields the nodes of a graph and of the graphs in their attributes."""
+def graphs_of(graph: Any) -> Iterator[Any]:
+    """Yields the graph and the graphs within its nodes."""
+    yield graph
     for node in graph.node:
-        yield node
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _all_nodes(inner)
+                yield from graphs_of(inner)
 
 
 def with_copies(graph: bytes, shape: tuple[int, int, int], scale: float, *, integers: bool) -> bytes:
@@ -84,7 +84,7 @@ def with_copies(graph: bytes, shape: tuple[int, int, int], scale: float, *, inte
     except Exception as error:  # protobuf's own errors
         raise EngineError(f"the ONNX file cannot be read: {error}") from error
     inner = model.graph
-    if wrong := sorted({node.op_type for node in _all_nodes(inner)} & _NO_FUNCTIONS):
+    if wrong := sorted({node.op_type for part in graphs_of(inner) for node in part.node} & _NO_FUNCTIONS):
         raise EngineError(f"the graph holds {', '.join(wrong)}: its logits depend on the batch, or on chance")
     names = [value.name for value in inner.input], [value.name for value in inner.output]
     if names != ([PIXELS], [LOGITS]):

@@ -231,7 +231,8 @@ def require_outputs(config: CheckpointConfig, plan: Plan) -> None:
         )
 
 
-# Copies that a run takes in small passes before it takes large ones, in large passes: most decisions are made by then.
+# A run takes small passes until it was handed as many copies as this many large passes hold. Most decisions are made
+# by then.
 EARLY_PASSES = 4
 
 

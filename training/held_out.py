@@ -12,7 +12,7 @@ from torch import nn
 from macer_serve.base_classifier import BaseClassifier
 from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.datasets import ImageSet
-from macer_serve.evaluation.certify import certified_row, image_indices
+from macer_serve.evaluation.certify import certified_row, spread_indices
 from macer_serve.evaluation.logs import Log, Row
 from macer_serve.evaluation.report import summary
 from macer_serve.smoothed import SmoothedClassifier
@@ -40,7 +40,7 @@ def certified_curve(
     The same images and the same noise whenever it is called; the model is left as it was.
     """
     began = time.monotonic()
-    indices = image_indices(len(images), every=max(1, len(images) // count))[:count]
+    indices = spread_indices(len(images), count)
     voter = open_voter(
         BaseClassifier.of_module(model, input_shape=config.input_shape, classes=len(config.classes)),
         sigma=config.sigma,

@@ -34,9 +34,9 @@ TOLERANCE = 2e-5  # of a probe batch's largest logit; every architecture was see
 def export_onnx(checkpoint: str | Path, out: str | Path) -> str:
     """Writes `out` whole or not at all, replacing what is there; returns the file's digest, `sha256:...`.
 
-    The file is validated and compared with torch before it is put in place; a checkpoint that is an ONNX graph already
-    has its metadata added. Raises `CheckpointError`, `EngineError` if
-    torch cannot export the network, `EngineMismatchError` if the logits differ.
+    The file is validated, and compared with torch, before it is put in place. A checkpoint that is an ONNX graph only
+    gets metadata. Raises `CheckpointError`, `EngineError` if torch cannot export the network, `EngineMismatchError` if
+    the logits differ.
     """
     config, classifier = load_checkpoint(checkpoint)
     model = None if classifier.load_module is None else classifier.module()

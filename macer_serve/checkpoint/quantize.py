@@ -52,13 +52,12 @@ def quantize_checkpoint(
     folder = resolve(checkpoint)
     kept = {name: read_file(folder, config, name) for name in config.files if name != INT8}
     graph = classifier.graph()
-    calibration = _whole_batches(calibration)
     int8 = quantize_graph(graph, calibration)
     record = {
         **source,
         "method": "onnxruntime static QDQ, per channel, u8 activations, s8 weights, last layer fp32",
         "percentile": PERCENTILE,
-        "calibration_images": len(calibration),
+        "calibration_images": len(_whole_batches(calibration)),
         "held_out_images": len(held_out),
         "disagreement": round(disagreement(graph, int8, held_out), 6),
         "onnxruntime": onnxruntime.__version__,
@@ -153,7 +152,7 @@ def _last_layers(graph: Any) -> list[str]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """onnxruntime's calibration prints its progress, and logs advice that this module follows already."""
+    """Silences onnxruntime's calibration: it prints progress, and logs advice that this module follows already."""
     import logging
 
     logger = logging.getLogger()

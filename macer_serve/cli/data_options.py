@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
+from macer_serve.cli.options import Command, with_options
 from macer_serve.datasets import DATASETS
 
 
-def data_options(*, dataset_required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def data_options(*, dataset_required: bool = True) -> Callable[[Command], Command]:
     """Adds `--dataset`, `--data-dir` and `--download`; an optional data set is the one of the checkpoint's training."""
     where = "Where the data set lies.  [default: the environment's MACER_DATA_DIR]"
     which = None if dataset_required else "[default: the set that the checkpoint was trained on]"
@@ -20,10 +20,4 @@ def data_options(*, dataset_required: bool = True) -> Callable[[Callable[..., An
         click.option("--data-dir", type=click.Path(path_type=Path), required=True, envvar="MACER_DATA_DIR", help=where),
         click.option("--download", is_flag=True, help="Fetch CIFAR-10, SVHN or MNIST into --data-dir first."),
     )
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    return with_options(options)

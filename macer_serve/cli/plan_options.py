@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from macer_serve.cli.options import Command, with_options
 
 if TYPE_CHECKING:
     from macer_serve.smoothing.plan import Plan
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 NAMES = ("n0", "n", "alpha", "radius", "tolerance", "bound", "beta")
 
 
@@ -27,13 +28,7 @@ def plan_options(*, n: int) -> Callable[[Command], Command]:
         ),
         click.option("--beta", type=float, default=16.0, show_default=True, help="soft: inverse temperature."),
     ]
-
-    def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    return with_options(options)
 
 
 def plan_of(options: dict[str, Any], **more: Any) -> Plan:

@@ -29,6 +29,7 @@ def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool
     from macer_serve.checkpoint.quantize import calibration_size, quantize_checkpoint
     from macer_serve.datasets import load_dataset
     from macer_serve.errors import ParameterError
+    from macer_serve.evaluation.certify import spread_indices
     from macer_serve.evaluation.classes import require_same_classes
     from macer_serve.evaluation.noisy import noisy_copies
     from macer_serve.smoothed import SmoothedClassifier
@@ -47,7 +48,7 @@ def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool
     sizes = {"calibration": calibration_size(config.input_shape), "held out": held_out}
     copies = []
     for (what, size), images in zip(sizes.items(), (train, test), strict=True):
-        indices = range(0, len(images), max(1, len(images) // size))[:size]
+        indices = spread_indices(len(images), size)
         with tqdm(total=len(indices), desc=what, unit="image", file=sys.stderr, leave=False) as bar:
             copies.append(noisy_copies(classifier, images, indices, progress=bar.update))
     source = {"dataset": name, "noise": classifier.noise.name}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from macer_serve.cli.options import Command, with_options
 from macer_serve.voters.options import DEVICES, ENGINES, MAX_BATCH, PRECISIONS, VoterOptions
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def voter_options(command: Command) -> Command:
@@ -22,9 +20,7 @@ def voter_options(command: Command) -> Command:
         click.option("--workers", type=click.IntRange(1), help="CPU cores.  [default: all]"),
         click.option("--compile/--no-compile", default=True, show_default=True, help="torch: compile the network."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(options)(command)
 
 
 def voter_options_of(options: dict[str, Any]) -> VoterOptions:

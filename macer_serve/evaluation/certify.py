@@ -16,6 +16,11 @@ def image_indices(total: int, *, every: int = 1, start: int = 0, stop: int | Non
     return range(start, total if stop is None else min(stop, total), every)
 
 
+def spread_indices(total: int, count: int) -> range:
+    """Returns `count` indices spread evenly over a data set of `total` images, or all of them if there are fewer."""
+    return image_indices(total, every=max(1, total // count))[:count]
+
+
 def certify_dataset(
     classifier: SmoothedClassifier,
     images: ImageSet,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from macer_serve.datasets import ImageSet
 from macer_serve.smoothed import SmoothedClassifier
+from macer_serve.smoothing.noise import as_pixels
 
 
 def noisy_copies(
@@ -25,5 +26,4 @@ def noisy_copies(
         asked = classifier.question(pixels)
         copies.append(classifier.noise.sample(asked.x, asked.seed, "selection", 0, 1)[0])
         progress()
-    drawn = np.stack(copies).transpose(0, 3, 1, 2).astype(np.float32)
-    return np.ascontiguousarray(drawn * np.float32(classifier.noise.scale))
+    return as_pixels(np.stack(copies), classifier.noise.scale)

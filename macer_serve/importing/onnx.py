@@ -19,6 +19,7 @@ from macer_serve.errors import CheckpointError
 from macer_serve.importing.facts import Facts
 from macer_serve.importing.files import MAX_BYTES, named, read_bytes
 from macer_serve.importing.foreign import Foreign
+from macer_serve.onnx_graph import graphs_of
 
 _OLDEST_IR = 8  # older files list their weights as inputs
 OLDEST_OPSET = 7  # before it, operators broadcast by an attribute
@@ -79,22 +80,13 @@ def load_graph(path: Path) -> Any:
     return model
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """Yields the graph and the graphs within its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)
-
-
 def _nodes(graph: Any) -> Iterator[Any]:
-    return (node for inner in _graphs(graph) for node in inner.node)
+    return (node for inner in graphs_of(graph) for node in inner.node)
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
     """Yields every tensor that the graph holds, those in attributes included."""
-    for inner in _graphs(graph):
+    for inner in graphs_of(graph):
         yield from inner.initializer
         for sparse in inner.sparse_initializer:
             yield from (sparse.values, sparse.indices)

@@ -137,15 +137,9 @@ def _session(model: Any) -> Function:
 
 def _open(graph: bytes, name: str) -> Function:
     """Returns the function of a serialised graph. Raises `EngineError` with onnxruntime's message."""
-    import onnxruntime
+    from macer_serve.voters.onnx import open_session, session_options
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors, of many classes
-        raise EngineError(f"onnxruntime cannot load this graph: {error}") from error
+    session = open_session(graph, session_options(optimise=False), ["CPUExecutionProvider"])
 
     def run(pixels: Floats) -> Floats:
         try:

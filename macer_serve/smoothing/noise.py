@@ -54,6 +54,11 @@ _STRADDLES = np.int16(-32768)  # in the table: this index does not determine the
 _CHUNK = 1 << 17  # coordinates worked on at a time: they stay in cache
 
 
+def as_pixels(copies: npt.NDArray[Any], scale: float) -> npt.NDArray[np.float32]:
+    """Returns noisy copies `[k, H, W, C]` as a network's input: pixel values `float32 [k, C, H, W]`."""
+    return np.ascontiguousarray(copies.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(scale))
+
+
 class Noise(Protocol):
     """A stream of noisy copies of inputs of one shape. Pixel values in [0, 1] are `scale` times what is drawn."""
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from macer_serve.errors import EngineError, ParameterError
 from macer_serve.smoothing.certification import Draw
-from macer_serve.smoothing.noise import FRACTION_BITS, Noise
+from macer_serve.smoothing.noise import FRACTION_BITS, Noise, as_pixels
 from macer_serve.smoothing.proof import SOFT_LEVELS, Votes
 from macer_serve.voters.engines import Engine, EngineName, Logits, Passes, relative_error
 from macer_serve.voters.tasks import Task
@@ -181,7 +181,7 @@ class BatchedVoter:
     def _require_the_plain_function(self, probe: npt.NDArray[Any], logits: Logits) -> None:
         """Raise `EngineError` unless the engine's logits are the plain classifier's, but for its arithmetic."""
         copies = probe[:_COMPARED_COPIES]
-        pixels = np.ascontiguousarray(copies.transpose(0, 3, 1, 2).astype(np.float32) * np.float32(self._scale))
+        pixels = as_pixels(copies, self._scale)
         plain = self._engine.plain_logits(pixels)
         if plain.ndim != 2 or plain.shape != (len(copies), self.classes):
             raise EngineError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,6 @@ from macer_serve.errors import EngineError
 from macer_serve.onnx_graph import COPIES, LOGITS, PIXELS, with_copies
 from macer_serve.voters.engines import Copies, Logits, Passes, PlainLogits, require
 from macer_serve.voters.options import VoterOptions
-
-log = logging.getLogger(__name__)
 
 # Of `relative_error`. int8 rounds in other places than the unoptimised graph, which is compared with.
 TOLERANCE = {"fp32": 1e-3, "int8": 0.5}
@@ -90,7 +87,7 @@ class PlainGraph:
     """A graph's logits by onnxruntime's CPU provider, no operation fused or reordered."""
 
     def __init__(self, graph: bytes) -> None:
-        self._session = open_session(graph, _options(optimise=False), ["CPUExecutionProvider"])
+        self._session = open_session(graph, session_options(optimise=False), ["CPUExecutionProvider"])
 
     def __call__(self, pixels: npt.NDArray[np.float32]) -> Logits:
         try:
@@ -117,7 +114,8 @@ def open_session(graph: bytes, options: Any, providers: list[Any]) -> Any:
         raise EngineError(f"onnxruntime cannot load this graph: {error}") from error
 
 
-def _options(*, optimise: bool = True, batch: int | None = None) -> Any:
+def session_options(*, optimise: bool = True, batch: int | None = None) -> Any:
+    """Returns options for one thread per pass, silent, and a batch dimension fixed to `batch` if it is given."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; a provider that is missing is found below
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # one thread per pass, one pass per worker
@@ -145,7 +143,7 @@ def _session(graph: bytes, device: str, batch: int, cache: Path | None) -> Any:
         ],
     }
     # Asked for a provider that is not built in, onnxruntime warns and goes on; one that cannot start is left out.
-    session = open_session(graph, _options(batch=batch), by_device[device])
+    session = open_session(graph, session_options(batch=batch), by_device[device])
     if session.get_providers()[0] != provider:
         raise EngineError(
             f"onnxruntime fell back to {session.get_providers()[0]} from {provider}; device {device} needs "

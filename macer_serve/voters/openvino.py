@@ -7,7 +7,6 @@ operations run as true int8 all the same.
 from __future__ import annotations
 
 import io
-import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +21,6 @@ from macer_serve.onnx_graph import with_copies
 from macer_serve.voters.engines import Copies, Logits, Passes, PlainLogits, require
 from macer_serve.voters.onnx import TOLERANCE, plain_graph
 from macer_serve.voters.options import VoterOptions
-
-log = logging.getLogger(__name__)
 
 
 def open_engines(classifier: BaseClassifier, options: VoterOptions, passes: Passes) -> Iterator[OpenVinoEngine]:

@@ -107,16 +107,16 @@ class TorchEngine:
 
     def _compiled(self, copies: Tensor) -> Tensor:
         """Returns the features by the graph compiled for this batch size; it is compiled at warm-up only."""
-        graph = self._graphs.get(len(copies))
-        if graph is None:
-            with self._compiling:  # one thread compiles, the others wait for it
-                if self._settings is not None:
-                    raise EngineError(
-                        f"this voter has no compiled graph for {len(copies)} copies: after warm-up none is compiled, "
-                        "since it could be another function under the same name"
-                    )
-                graph = self._graphs.setdefault(len(copies), CompiledGraph(self._features, copies))
-        return graph(copies)
+        if len(copies) not in self._graphs:
+            if self._settings is not None:
+                raise EngineError(
+                    f"this voter has no compiled graph for {len(copies)} copies: after warm-up none is compiled, "
+                    "since it could be another function under the same name"
+                )
+            with self._compiling:  # one thread compiles, the others wait for its graph
+                if len(copies) not in self._graphs:
+                    self._graphs[len(copies)] = CompiledGraph(self._features, copies)
+        return self._graphs[len(copies)](copies)
 
     def plain_logits(self, pixels: npt.NDArray[np.float32]) -> Logits:
         return plain_logits(self._plain, pixels)

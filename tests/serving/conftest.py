@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,17 @@ def shipped_config() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "deployments" / "smoothed.yaml").read_text())  # type: ignore[no-any-return]
 
 
+@contextmanager
+def running(config: dict[str, Any]) -> Iterator[Server]:
+    """A server of the configuration, ready, for as long as the context lasts."""
+    server = Server(config, SECRET)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """Two models: `cifar10` as shipped, and `quick`, on two replicas of torch, uncompiled and with fewer votes."""
@@ -154,12 +166,8 @@ def server() -> Iterator[Server]:
         "num_cpus": 0,
         "voter": {"engine": "torch", "workers": 1, "compile": False},
     }
-    running = Server(config, SECRET)
-    try:
-        running.wait_until_ready()
-        yield running
-    finally:
-        running.stop()
+    with running(config) as server:
+        yield server
 
 
 @pytest.fixture

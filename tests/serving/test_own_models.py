@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from importing.foreign_files import CASES, SIGMA, linear_model
 from PIL import Image
 from scipy.stats import binom
-from serving.conftest import ROOT, SECRET, Server
+from serving.conftest import ROOT, Server, running
 from test_soundness import ANYWHERE, COLOUR, FALSE_ALARM, margins
 from torch import nn
 
@@ -102,12 +102,8 @@ def own(folder: Path) -> Iterator[Server]:
         out = folder / f"{name} checkpoint"
         macer(["import", str(case.file), "--sigma", str(SIGMA), "--out", str(out), *case.options])
         models[name] = {"checkpoint": str(out), "n0": 20, "n": 100, "alpha": 0.05, "num_cpus": 0, "voter": QUICK}
-    running = Server(config, SECRET)
-    try:
-        running.wait_until_ready()
-        yield running
-    finally:
-        running.stop()
+    with running(config) as server:
+        yield server
 
 
 def test_three_commands_lead_from_a_network_to_a_certificate(own: Server, folder: Path) -> None:
