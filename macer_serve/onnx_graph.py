@@ -48,7 +48,7 @@ def export_graph(module: nn.Module, input_shape: tuple[int, int, int]) -> Any:
     return proto
 
 
-# Operators that take their scale over the batch, or draw random numbers.
+NO_FUNCTION = "it draws random numbers, or takes a scale over the batch, so that votes could not be repeated"
 _NO_FUNCTIONS = {
     "DynamicQuantizeLinear",
     "DynamicQuantizeMatMul",
@@ -70,6 +70,11 @@ def graphs_of(graph: Any) -> Iterator[Any]:
                 yield from graphs_of(inner)
 
 
+def no_functions_in(graph: Any) -> list[str]:
+    """Returns the operators in a graph that make its logits depend on the batch or on chance, by name."""
+    return sorted({node.op_type for part in graphs_of(graph) for node in part.node} & _NO_FUNCTIONS)
+
+
 def with_copies(graph: bytes, shape: tuple[int, int, int], scale: float, *, integers: bool) -> bytes:
     """Returns the graph with the input `copies` `[batch, H, W, C]` in place of `pixels`: pixels = copies * scale.
 
@@ -84,8 +89,8 @@ def with_copies(graph: bytes, shape: tuple[int, int, int], scale: float, *, inte
     except Exception as error:  # protobuf's own errors
         raise EngineError(f"the ONNX file cannot be read: {error}") from error
     inner = model.graph
-    if wrong := sorted({node.op_type for part in graphs_of(inner) for node in part.node} & _NO_FUNCTIONS):
-        raise EngineError(f"the graph holds {', '.join(wrong)}: its logits depend on the batch, or on chance")
+    if wrong := no_functions_in(inner):
+        raise EngineError(f"the graph uses {', '.join(wrong)}: {NO_FUNCTION}")
     names = [value.name for value in inner.input], [value.name for value in inner.output]
     if names != ([PIXELS], [LOGITS]):
         raise EngineError(f"the ONNX graph maps {names[0]} to {names[1]}; {PIXELS} to {LOGITS} is needed")

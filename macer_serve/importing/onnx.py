@@ -19,7 +19,7 @@ from macer_serve.errors import CheckpointError
 from macer_serve.importing.facts import Facts
 from macer_serve.importing.files import MAX_BYTES, named, read_bytes
 from macer_serve.importing.foreign import Foreign
-from macer_serve.onnx_graph import graphs_of
+from macer_serve.onnx_graph import NO_FUNCTION, graphs_of, no_functions_in
 
 _OLDEST_IR = 8  # older files list their weights as inputs
 OLDEST_OPSET = 7  # before it, operators broadcast by an attribute
@@ -70,6 +70,8 @@ def load_graph(path: Path) -> Any:
     del graph.input[:]
     graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, _OLDEST_IR)
+    if wrong := no_functions_in(graph):
+        raise CheckpointError(f"{path} uses {named(wrong)}: {NO_FUNCTION}")
     _require_one_input_and_output(path, graph)
     _require_standard_operators(path, model)
     try:

@@ -147,6 +147,17 @@ UNFIT: dict[str, tuple[Any, type[MacerError], str]] = {
         CheckpointError,
         "random numbers",
     ),
+    "a scale over the batch": (
+        with_nodes(
+            FLATTEN,
+            helper.make_node("DynamicQuantizeLinear", ["flat"], ["q", "scale", "zero"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["again"]),
+            helper.make_node("MatMul", ["again", "w"], ["out"]),
+            w=RANDOM,
+        ),
+        CheckpointError,
+        "uses DynamicQuantizeLinear: .* takes a scale over the batch",
+    ),
     "a statistic of the batch": (
         with_nodes(
             FLATTEN,

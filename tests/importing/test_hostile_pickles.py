@@ -12,6 +12,7 @@ import torch
 from importing.published import PublishedResNet
 from test_checkpoint import Bomb
 
+from macer_serve.checkpoint.state_dict import read_state_dict
 from macer_serve.errors import CheckpointError
 from macer_serve.importing import Facts, import_model
 
@@ -52,6 +53,19 @@ def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path: Path) -> None:
         archive.writestr("net/data/0", bytes(50_000_000))
     assert (tmp_path / "net.pth").stat().st_size < 100_000
     refused(tmp_path / "net.pth", "expands to 50,0")
+
+
+def test_an_archive_that_only_torch_finds_is_refused(tmp_path: Path) -> None:
+    """Behind so many bytes Python's zipfile sees no archive, and could not say how far it expands; torch sees one."""
+    file = tmp_path / "net.pth"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/data.pkl", pickle.dumps({}))
+        archive.writestr("net/data/0", bytes(50_000_000))
+    file.write_bytes(file.read_bytes() + bytes(66_000))
+    assert not zipfile.is_zipfile(file)
+    refused(file, "cannot be read")
+    with pytest.raises(CheckpointError, match="its archive cannot be read"):
+        read_state_dict(file)
 
 
 def test_tensors_larger_than_what_is_stored_are_refused(tmp_path: Path) -> None:
