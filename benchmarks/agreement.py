@@ -31,10 +31,10 @@ from tqdm import tqdm
 from macer_serve.datasets import load_dataset
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing import mixture
-from macer_serve.smoothing.bounds import clopper_pearson_lower
+from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.certificate import Certificate
-from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.votes import VOTE_LEVELS, Draw
 from macer_serve.voters import Task, Voter, VoterOptions
 
 N, ALPHA, CHANCE = 100_000, 0.001, 1e-6
@@ -55,10 +55,10 @@ def settled(k: int, m: int, needed: int) -> bool | None:
     if k >= needed or k + (N - m) < needed:
         return k >= needed
     counts = np.array([m - k, k])
-    low = mixture.probability_below(mixture.lower(counts, mixture.VOTE_LEVELS, CHANCE, N))
+    low = mixture.probability_below(mixture.lower(counts, VOTE_LEVELS, CHANCE, N))
     if binom.cdf(needed - k - 1, N - m, low) < CHANCE:
         return True
-    high = mixture.probability_above(mixture.upper(counts, mixture.VOTE_LEVELS, CHANCE, N))
+    high = mixture.probability_above(mixture.upper(counts, VOTE_LEVELS, CHANCE, N))
     return False if binom.sf(needed - k - 1, N - m, high) < CHANCE else None
 
 

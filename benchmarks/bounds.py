@@ -21,10 +21,11 @@ from tqdm import tqdm
 from macer_serve.datasets import load_dataset
 from macer_serve.evaluation.logs import ABSTAINED, read_log
 from macer_serve.smoothed import Question, SmoothedClassifier
-from macer_serve.smoothing.bounds import empirical_bernstein_lower, round_down, two_sided_radius
-from macer_serve.smoothing.certification import Draw
+from macer_serve.smoothing.binomial import empirical_bernstein_lower
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import SOFT_LEVELS, Votes, prove, shares
+from macer_serve.smoothing.proof import prove
+from macer_serve.smoothing.radius import round_down, two_sided_radius
+from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, Votes, shares
 from macer_serve.voters import Task
 
 ALPHA, BETA = 0.001, 16.0

@@ -34,10 +34,14 @@ import numpy.typing as npt
 from scipy.special import ndtr
 
 from macer_serve.evaluation.logs import ABSTAINED, read_log
-from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius
-from macer_serve.smoothing.certification import Certification, Draw
+from macer_serve.smoothing.binomial import clopper_pearson_lower
+from macer_serve.smoothing.bounds import bound_named
+from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import _attainable, decided, prove
+from macer_serve.smoothing.proof import prove
+from macer_serve.smoothing.radius import one_sided_radius
+from macer_serve.smoothing.stopping import decided
+from macer_serve.smoothing.votes import Draw
 
 LOG = Path(os.environ.get("MACER_SHARED_DATA", ".")) / "logs" / "cifar10_resnet110_macer_sigma0.25.tsv.gz"
 ALPHA, N = 0.001, 100_000
@@ -140,7 +144,8 @@ def _stops_by_tolerance(plan: Plan, sigma: float, m: int) -> Flags:
 
     def end(k: int) -> tuple[float, float]:
         if k not in ends:
-            attainable = _attainable(plan, np.array([k, m - k]), 0, sigma, plan.n)
+            bound = bound_named(plan.bound)
+            attainable = bound.attainable(plan.budget, np.array([k, m - k]), 0, sigma=sigma, limit=plan.n)
             ends[k] = (attainable, proved(plan, m, k, sigma))
         return ends[k]
 

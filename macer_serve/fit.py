@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.bounds import round_down
 from macer_serve.smoothing.noise import FRACTION_BITS
+from macer_serve.smoothing.radius import round_down
 
 # Resize weights are multiples of 2^-21: then 765 * 2^42 < 2^53 holds every partial sum of A_h u A_w^T, summed over
 # three channels, so float64 computes it without any rounding. The model input is the same, bit for bit, on every

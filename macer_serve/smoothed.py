@@ -7,9 +7,7 @@ certificate = g.certify("frog.png", Plan(n=10_000))
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -20,12 +18,11 @@ from macer_serve.fit import Fit, fit_for, upload_radius
 from macer_serve.images import UploadLimits
 from macer_serve.inputs import Image, pixels_of
 from macer_serve.smoothing.certificate import Certificate, reason, statement
-from macer_serve.smoothing.certification import Certification, Draw
+from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.noise import FixedPoint, NoiseKind, noise_for
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import Votes
 from macer_serve.smoothing.seeds import check_secret, derive_seed, new_secret
-from macer_serve.voters import Task, Voter, VoterOptions, open_voter
+from macer_serve.voters import Voter, VoterOptions, drive, open_voter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -218,7 +215,7 @@ class SmoothedClassifier:
             return [self.certify(one, plan, progress=progress) for one in image]
         question = self.question(image)
         run = self.certification(question, plan or Plan())
-        drive(run, question, self.voter, progress)
+        drive(run, question.x, question.seed, self.voter, progress)
         return self.certificate(question, run, self.voter.engine)
 
 
@@ -229,56 +226,3 @@ def require_outputs(config: CheckpointConfig, plan: Plan) -> None:
             f"the soft bound needs logits, and {config.name} returns {config.outputs}: its network ends in a softmax. "
             "Take the one-sided or two-sided bound: hard votes are the same. Or export the network without its softmax."
         )
-
-
-# A run takes small passes until it was handed as many copies as this many large passes hold. Most decisions are made
-# by then.
-EARLY_PASSES = 4
-
-
-def next_pass(run: Certification, batch_sizes: tuple[int, ...]) -> list[Draw]:
-    """Returns draws that together fill one pass; empty if nothing more is to be handed out now.
-
-    `batch_sizes` are the voter's, ascending. A young run takes small passes, so that an early decision wastes little.
-    """
-    size = batch_sizes[0] if _is_early(run, batch_sizes) else batch_sizes[-1]
-    draws: list[Draw] = []
-    while size and isinstance(want := run.wants(size), Draw):
-        draws.append(want)
-        size -= len(want)
-    return draws
-
-
-def window(run: Certification, batch_sizes: tuple[int, ...], workers: int) -> int:
-    """Returns how many passes a driver keeps in flight: enough to keep all workers busy, few while a run is young."""
-    return workers + 1 if _is_early(run, batch_sizes) else 2 * workers
-
-
-def _is_early(run: Certification, batch_sizes: tuple[int, ...]) -> bool:
-    return run.handed_out < EARLY_PASSES * batch_sizes[-1]
-
-
-def drive(
-    run: Certification,
-    question: Question,
-    voter: Voter,
-    progress: Callable[[Certification], None] | None = None,
-) -> None:
-    """Run the certification to its end on a voter of this process, every worker busy; what is left over is dropped."""
-    in_flight: deque[tuple[list[Draw], Future[list[Votes]]]] = deque()
-    while True:
-        while len(in_flight) < window(run, voter.batch_sizes, voter.workers):
-            if not (draws := next_pass(run, voter.batch_sizes)):
-                break
-            in_flight.append((draws, voter.submit([Task(question.x, question.seed, draw) for draw in draws])))
-        if not in_flight:
-            return
-        draws, future = in_flight.popleft()
-        for draw, votes in zip(draws, future.result(), strict=True):
-            run.add(draw, votes)
-        if progress is not None:
-            progress(run)
-        if run.done:
-            for _, waiting in in_flight:
-                waiting.cancel()
-            return

@@ -16,5 +16,6 @@ class _ByWhatTheyShare(LoadScopeScheduling):
         return next((folder for folder in SHARED if f"tests/{folder}/" in module), module)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return _ByWhatTheyShare(config, log)

@@ -15,7 +15,8 @@ from scipy.stats import binom
 from statsmodels.stats.proportion import proportion_confint
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius, round_down
+from macer_serve.smoothing.binomial import clopper_pearson_lower
+from macer_serve.smoothing.radius import one_sided_radius, round_down
 
 Bound = Callable[[int, int], float]
 

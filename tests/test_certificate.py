@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.errors import ParameterError
-from macer_serve.smoothed import SmoothedClassifier, drive
-from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius, round_down
+from macer_serve.smoothed import SmoothedClassifier
+from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.certificate import Certificate, reason, statement
-from macer_serve.smoothing.certification import Claim, Draw
+from macer_serve.smoothing.certification import Claim
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import from_record
+from macer_serve.smoothing.radius import one_sided_radius, round_down
 from macer_serve.smoothing.seeds import MIN_SECRET_BYTES, derive_seed, mac, mac_holds, new_secret
-from macer_serve.voters import Task
+from macer_serve.smoothing.votes import Draw, from_record
+from macer_serve.voters import Task, drive
 from macer_serve.voters.batched import BatchedVoter
 
 SECRET, SIGMA = bytes(range(32)), 0.25
@@ -163,7 +164,7 @@ def test_a_capped_run_is_certified_nothing(g: SmoothedClassifier) -> None:
     question = g.question(image(255 - 20))
     run = g.certification(question, PLAN, cap=500)
     assert g.voter is not None
-    drive(run, question, g.voter)
+    drive(run, question.x, question.seed, g.voter)
     c = g.certificate(question, run, g.voter.engine)
     assert c.abstained
     assert (c.n, c.radius, c.upload_radius, c.stopped, c.votes) == (500, 0.0, 0.0, "cap", (0, 0, 500))

@@ -15,9 +15,11 @@ from scipy.stats import norm
 from statsmodels.stats.proportion import proportion_confint
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.bounds import clopper_pearson_lower, round_down
-from macer_serve.smoothing.certification import Certification, Claim, Done, Draw, Waiting
+from macer_serve.smoothing.binomial import clopper_pearson_lower
+from macer_serve.smoothing.certification import Certification, Claim, Done, Waiting
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.radius import round_down
+from macer_serve.smoothing.votes import Draw
 
 SIGMA = 0.25
 Winners = dict[str, npt.NDArray[np.int64]]

@@ -20,15 +20,16 @@ from hypothesis import strategies as st
 from scipy.special import logit, ndtri
 
 from macer_serve.smoothing import mixture
+from macer_serve.smoothing.votes import VOTE_LEVELS, Counts, Levels
 
-VOTES = mixture.VOTE_LEVELS
+VOTES = VOTE_LEVELS
 
 
-def hard(k: int, n: int) -> mixture.Counts:
+def hard(k: int, n: int) -> Counts:
     return np.array([n - k, k])
 
 
-def exact_log_evidence(counts: mixture.Counts, levels: mixture.Levels, log_odds: float, horizon: int) -> mpmath.mpf:
+def exact_log_evidence(counts: Counts, levels: Levels, log_odds: float, horizon: int) -> mpmath.mpf:
     """The definition, term by term, to 40 digits: stakes, gains and products."""
     with mpmath.workdps(40):
         m = 1 / (1 + mpmath.exp(-mpmath.mpf(log_odds)))

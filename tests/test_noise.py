@@ -21,7 +21,6 @@ from scipy.special import ndtr
 from scipy.stats import binom, chi2, kstest
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.certification import Purpose
 from macer_serve.smoothing.noise import (
     FRACTION_BITS,
     ExactNoise,
@@ -32,6 +31,7 @@ from macer_serve.smoothing.noise import (
     noise_for,
 )
 from macer_serve.smoothing.philox import philox4x32
+from macer_serve.smoothing.votes import Purpose
 
 SEED = bytes(range(16))
 FALSE_ALARM = 1e-6

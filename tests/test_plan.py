@@ -15,7 +15,7 @@ from test_runs import any_plan
 
 from macer_serve.errors import ParameterError
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import SOFT_LEVELS, from_record, recorded
+from macer_serve.smoothing.votes import SOFT_LEVELS, from_record, recorded
 
 
 @settings(max_examples=100, deadline=None)

@@ -22,16 +22,14 @@ from scipy.stats import binom
 from test_bounds import false_probability
 
 from macer_serve.smoothing import mixture
-from macer_serve.smoothing.bounds import (
-    clopper_pearson_lower,
-    one_sided_radius,
-    round_down,
-    top_two_p_value,
-    two_sided_radius,
-)
-from macer_serve.smoothing.certification import Certification, Claim, Done, Draw
-from macer_serve.smoothing.plan import MIXTURE_SHARE, Plan
-from macer_serve.smoothing.proof import SOFT_LEVELS, Proof, decided, prove, shares
+from macer_serve.smoothing.binomial import clopper_pearson_lower, top_two_p_value
+from macer_serve.smoothing.bounds.base import MIXTURE_SHARE, Proof
+from macer_serve.smoothing.certification import Certification, Claim, Done
+from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.proof import prove
+from macer_serve.smoothing.radius import one_sided_radius, round_down, two_sided_radius
+from macer_serve.smoothing.stopping import decided
+from macer_serve.smoothing.votes import SOFT_LEVELS, VOTE_LEVELS, Draw, shares
 
 SIGMA = 0.25
 Votes = npt.NDArray[np.int64]
@@ -133,7 +131,7 @@ def union(p: float, n: int, evidence: float, fixed: float) -> float:
     log_odds = float(np.log(p) - np.log1p(-p))
     need, k, fewest = mixture.threshold(evidence) if evidence else math.inf, 0, {}
     for m in range(1, n + 1):
-        while k <= m and mixture.log_evidence(np.array([m - k, k]), mixture.VOTE_LEVELS, log_odds, n) < need:
+        while k <= m and mixture.log_evidence(np.array([m - k, k]), VOTE_LEVELS, log_odds, n) < need:
             k += 1
         fewest[m] = k
     if fixed:
@@ -187,7 +185,7 @@ def test_every_plan_and_cap_claims_what_the_union_covers(
     claim = finish(run, winners)
     k = int(winners[: claim.n].sum())
     assert claim.votes == (claim.n - k, k)
-    odds = mixture.lower(np.array([claim.n - k, k]), mixture.VOTE_LEVELS, 0.8 * 0.05, 1000)
+    odds = mixture.lower(np.array([claim.n - k, k]), VOTE_LEVELS, 0.8 * 0.05, 1000)
     covered = mixture.probability_below(odds)
     if claim.n == 1000:
         covered = max(covered, clopper_pearson_lower(k, 1000, (1 - 0.8) * 0.05))

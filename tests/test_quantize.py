@@ -26,7 +26,7 @@ from macer_serve.checkpoint.quantize import calibration_size, disagreement, quan
 from macer_serve.cli import main
 from macer_serve.errors import CheckpointError, EngineError
 from macer_serve.smoothed import SmoothedClassifier
-from macer_serve.smoothing.bounds import clopper_pearson_lower
+from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.plan import Plan
 from macer_serve.voters import VoterOptions, open_voter
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from test_proof import finish
 
-from macer_serve.smoothing.certification import Certification, Claim, Done, Draw, Waiting
+from macer_serve.smoothing.certification import Certification, Claim, Done, Waiting
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import SOFT_LEVELS, count, from_record, prove
+from macer_serve.smoothing.proof import prove
+from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, count, from_record
 
 SIGMA = 0.25
 Votes = npt.NDArray[np.int64]

@@ -26,11 +26,12 @@ from macer_serve.architectures import base_classifier
 from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.errors import EngineError, ParameterError
 from macer_serve.smoothed import SmoothedClassifier
-from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius, round_down
-from macer_serve.smoothing.certification import Certification, Claim, Done, Draw, Waiting
+from macer_serve.smoothing.binomial import clopper_pearson_lower
+from macer_serve.smoothing.certification import Certification, Claim, Done, Waiting
 from macer_serve.smoothing.noise import FRACTION_BITS, FixedPoint
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import Votes
+from macer_serve.smoothing.radius import one_sided_radius, round_down
+from macer_serve.smoothing.votes import Draw, Votes
 from macer_serve.voters import Task
 from macer_serve.voters.batched import BatchedVoter
 from macer_serve.voters.options import Precision
@@ -246,7 +247,7 @@ def test_broken_bounds_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """(At alpha = 0.001 two thousand runs cannot tell alpha from three alpha; tests/test_bounds.py can, exactly.)"""
-    monkeypatch.setattr("macer_serve.smoothing.proof.clopper_pearson_lower", broken)
+    monkeypatch.setattr("macer_serve.smoothing.confidence.clopper_pearson_lower", broken)
     with pytest.raises(AssertionError, match="certificates are false"):
         assert_sound(colour, COLOUR, plan, 2000, shares)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing import mixture
-from macer_serve.smoothing.bounds import clopper_pearson_lower
+from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.plan import Plan
 
 NORM = COLOUR.norm

@@ -28,8 +28,9 @@ from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.fit import FRACTION_BITS, Fit, fit_for, upload_radius
 from macer_serve.images import decode
 from macer_serve.smoothed import SmoothedClassifier
-from macer_serve.smoothing.bounds import clopper_pearson_lower, one_sided_radius, round_down
+from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.radius import one_sided_radius, round_down
 
 SIGMA = 0.25
 ATTEMPTS = 200

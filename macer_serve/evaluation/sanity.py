@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from macer_serve.errors import DataError
 from macer_serve.smoothed import SmoothedClassifier
-from macer_serve.smoothing.certification import Draw
+from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import Task
 
 # An accuracy that chance explains with more than this probability is no better than chance. Neither is one that closes

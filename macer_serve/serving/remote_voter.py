@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +13,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.problems import UnavailableError
 from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
-from macer_serve.smoothed import Question, next_pass, window
-from macer_serve.smoothing.certification import Certification, Draw
-from macer_serve.smoothing.proof import Votes
+from macer_serve.smoothed import Question
+from macer_serve.smoothing.certification import Certification
+from macer_serve.smoothing.votes import Draw, Votes
+from macer_serve.smoothing.window import Window
 
 log = logging.getLogger("ray.serve")
 
@@ -57,28 +57,24 @@ class RemoteVoter:
         Cancelling this coroutine cancels what is in flight. Raises `UnavailableError` where no replica of
         that engine answers.
         """
-        workers = voter.workers * self._replicas
-        in_flight: deque[tuple[list[Draw], asyncio.Task[list[Votes]]]] = deque()
+
+        def submit(draws: list[Draw]) -> asyncio.Task[list[Votes]]:
+            request = VoteRequest(question.x, question.seed, tuple(draws), voter.engine)
+            return asyncio.create_task(self._count(request))
+
+        window: Window[asyncio.Task[list[Votes]]] = Window(run, voter.batch_sizes, voter.workers * self._replicas)
         try:
-            while True:
-                while len(in_flight) < window(run, voter.batch_sizes, workers):
-                    if not (draws := next_pass(run, voter.batch_sizes)):
-                        break
-                    request = VoteRequest(question.x, question.seed, tuple(draws), voter.engine)
-                    in_flight.append((draws, asyncio.create_task(self._count(request))))
-                if not in_flight:
-                    return
-                draws, task = in_flight[0]
-                for draw, votes in zip(draws, await task, strict=True):
-                    run.add(draw, votes)
-                in_flight.popleft()
+            window.fill(submit)
+            while (pending := window.oldest) is not None and not run.done:
+                window.count(await pending)
                 progress(run)
-                if run.done:  # what is in flight is no longer of use
-                    return
+                if not run.done:
+                    window.fill(submit)
         finally:
-            for _, task in in_flight:
+            left = list(window.drain())
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*(task for _, task in in_flight), return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def _count(self, request: VoteRequest) -> list[Votes]:
         """The votes of one step; a lost replica costs a repetition of the same draws, and changes no vote."""

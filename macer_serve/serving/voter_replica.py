@@ -11,9 +11,8 @@ from ray import serve
 from macer_serve.checkpoint import load_checkpoint
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.settings import ModelSettings
-from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.noise import FixedPoint
-from macer_serve.smoothing.proof import Votes
+from macer_serve.smoothing.votes import Draw, Votes
 from macer_serve.voters import Task, open_voter
 
 log = logging.getLogger("ray.serve")

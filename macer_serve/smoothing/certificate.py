@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.bounds import top_two_p_value
+from macer_serve.smoothing.binomial import top_two_p_value
+from macer_serve.smoothing.bounds import bound_named
 from macer_serve.smoothing.certification import Claim
+from macer_serve.smoothing.noise import caveat_of
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import Record, from_record, shares
 from macer_serve.smoothing.seeds import mac, mac_holds
+from macer_serve.smoothing.votes import Record, from_record, shares
 
 CERTIFICATE_VERSION = 2
 
@@ -104,15 +106,15 @@ class Certificate:
         return cls(**values)
 
     def votes_by_class(self) -> tuple[int, ...]:
-        """The estimation votes of each class; soft ones as the share of n that the class has, rounded down."""
-        votes = from_record(self.votes, soft=self.plan["bound"] == "soft")
+        """Returns the estimation votes of each class. Soft votes count as the class's share of n, rounded down."""
+        votes = from_record(self.votes, soft=bound_named(self.plan["bound"]).soft)
         return tuple(votes.tolist()) if votes.ndim == 1 else tuple(int(s * self.n) for s in shares(votes))
 
     @property
     def selected(self) -> int:
         """The class that the selection votes chose, the only one that could be certified."""
         record = self.selection_votes if self.plan["mode"] == "certify" else self.votes
-        return int(shares(from_record(record, soft=self.plan["bound"] == "soft")).argmax())
+        return int(shares(from_record(record, soft=bound_named(self.plan["bound"]).soft)).argmax())
 
     def canonical(self) -> bytes:
         """The bytes that the mac covers: every field but the mac, keys sorted, 1.0 as 1.
@@ -149,22 +151,21 @@ def _plain_numbers(value: Any) -> Any:
 
 
 def statement(claim: Claim, plan: Plan, noise: str) -> str:
-    """What is certified, in one sentence."""
+    """Returns what is certified, in one sentence. `noise` names the stream."""
     if claim.abstained:
         return "Nothing is certified: the smoothed classifier abstains on this input."
     confidence = f"{100 * (1 - plan.alpha):.10g}%"
     if plan.mode == "predict":
         return f"With confidence {confidence}, this is the smoothed classifier's class; no radius is certified."
-    exactly = "" if noise.startswith("exact") else ", up to floating-point error of the added noise,"
-    soft = "soft " if plan.bound == "soft" else ""
     return (
         f"With confidence {confidence}, no change of L2 norm below {claim.radius:.6f} to the model input "
-        f"(pixel values in [0, 1]){exactly} changes the {soft}smoothed classifier's class."
+        f"(pixel values in [0, 1]){caveat_of(noise)} changes the {bound_named(plan.bound).adjective}smoothed "
+        "classifier's class."
     )
 
 
 def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
-    """Why the answer is an abstention, in words; None where it is not."""
+    """Returns why the answer is an abstention, in words; None if it is not."""
     if not claim.abstained:
         return None
     if claim.stopped in ("deadline", "cap"):
@@ -173,7 +174,7 @@ def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
         return f"{why} after {claim.n:,} of {plan.n:,} votes{fixed}: allow more time or more votes"
     if claim.top_class is None or claim.stopped is None:
         return f"undecided: {claim.n:,} of {plan.n:,} votes are counted"
-    share = shares(from_record(claim.votes, soft=plan.bound == "soft"))
+    share = shares(from_record(claim.votes, soft=plan.soft))
     first, *second = sorted(range(len(classes)), key=lambda c: -share[c])[:2]
     split = ", ".join(f"{classes[c]} {100 * share[c]:.1f} %" for c in (first, *second))
     if claim.stopped == "futility":
@@ -186,12 +187,7 @@ def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
             return f"{claim.n} votes, even unanimous, decide nothing at alpha {plan.alpha:g}: allow more"
         return f"votes were split: {split}; the lead may be chance"
     holds = f"{math.floor(1000 * claim.p_lower) / 10:.1f} %"
-    if plan.bound == "one-sided":
-        return (
-            f"votes were split: {split}; {classes[claim.top_class]}, selected beforehand, is certain to hold only "
-            f"{holds} of the noise, and a certificate needs more than 50 %"
-        )
     return (
         f"votes were split: {split}; {classes[claim.top_class]}, selected beforehand, is certain to hold only {holds} "
-        f"of the noise, while another class may hold {math.ceil(1000 * claim.p_upper) / 10:.1f} %"
+        f"of the noise{bound_named(plan.bound).shortfall(claim.p_upper)}"
     )

@@ -13,38 +13,20 @@ on the cutting nor on who was first.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from macer_serve.errors import ParameterError
+from macer_serve.smoothing.bounds.base import Proof
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import SOFT_LEVELS, Proof, Record, Votes, decided, prove, recorded, shares
+from macer_serve.smoothing.proof import prove
+from macer_serve.smoothing.stopping import decided
+from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, Purpose, Record, Votes, recorded, shares
 
-Purpose = Literal["selection", "estimation"]
 Stopped = Literal["n", "cap", "deadline", "radius", "tolerance", "futility"]
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """The noisy copies [start, stop) of a purpose's stream.
-
-    `beta` None asks for hard votes `[classes]`, else for soft ones at that inverse temperature.
-    """
-
-    purpose: Purpose
-    start: int
-    stop: int
-    beta: float | None = None
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def cut(self, size: int) -> list[Draw]:
-        """The same copies in consecutive draws of at most `size`."""
-        return [replace(self, start=at, stop=min(at + size, self.stop)) for at in range(self.start, self.stop, size)]
 
 
 class Waiting:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from scipy.stats import binom
 
 from macer_serve.smoothing import mixture
+from macer_serve.smoothing.bounds import bound_named
+from macer_serve.smoothing.bounds.base import Proof
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import Proof, Votes, count, levels_of
+from macer_serve.smoothing.votes import Votes, count, levels_of
 
 LEVEL = 0.001
 
@@ -43,7 +45,7 @@ def evidence_against(plan: Plan, proof: Proof, top: int, votes: Votes, *, tau: f
     others = [c for c in range(len(votes)) if c != top]
     if plan.mode == "predict":
         return _predict(proof, others, votes, tau)
-    apart = plan.bound != "one-sided" and proof.p_upper < 1.0 and bool(others)
+    apart = bound_named(plan.bound).sides == 2 and proof.p_upper < 1.0 and bool(others)
     found = []
     if proof.p_lower > 0.0:
         level = LEVEL / 2 if apart else LEVEL

@@ -22,14 +22,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import expit
 
-Counts = npt.NDArray[np.int64]
-Levels = npt.NDArray[np.float64]
+from macer_serve.smoothing.votes import Counts, Levels
 
-VOTE_LEVELS: Levels = np.array([0.0, 1.0])
 # Log-odds beyond which a bound is as good as 0: ten million votes reach -25.
 _FURTHEST = 60.0
 # Floating-point error of log M stays below 1e-9 for ten million votes.

@@ -41,8 +41,8 @@ import numpy.typing as npt
 from scipy.special import ndtri
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.certification import Purpose
 from macer_serve.smoothing.philox import philox4x32
+from macer_serve.smoothing.votes import Purpose
 
 FixedPoint = npt.NDArray[np.int32]
 FRACTION_BITS = 18
@@ -60,9 +60,14 @@ def as_pixels(copies: npt.NDArray[Any], scale: float) -> npt.NDArray[np.float32]
 
 
 class Noise(Protocol):
-    """A stream of noisy copies of inputs of one shape. Pixel values in [0, 1] are `scale` times what is drawn."""
+    """A stream of noisy copies of inputs of one shape. Pixel values in [0, 1] are `scale` times what is drawn.
+
+    `name` names the stream with its version in records. `caveat` stands in a certificate's statement: what keeps it
+    from being exact, if anything.
+    """
 
     name: str
+    caveat: str
     sigma: float
     dtype: np.dtype[Any]
     scale: float
@@ -147,6 +152,7 @@ class ExactNoise:
     """Q(x + eps) drawn exactly, as lattice integers; see the module's text for the normative stream."""
 
     name = "exact-lattice/1"
+    caveat = ""
     dtype: np.dtype[Any] = np.dtype(np.int16)
     scale = 1.0 / LATTICE_STEPS
 
@@ -262,6 +268,7 @@ class GaussianNoise:
     """x + eps in float32, as the papers' code does: certificates hold only up to floating-point error."""
 
     name = "gaussian/1"
+    caveat = ", up to floating-point error of the added noise,"
     dtype: np.dtype[Any] = np.dtype(np.float32)
     scale = 1.0
 
@@ -286,10 +293,23 @@ class GaussianNoise:
         return out
 
 
+# Streams by the name that configurations give them. A new stream is a new entry.
+STREAMS: dict[NoiseKind, type[ExactNoise] | type[GaussianNoise]] = {"exact": ExactNoise, "gaussian": GaussianNoise}
+
+
 def noise_for(kind: NoiseKind, sigma: float) -> Noise:
-    """The stream of a name in configurations: `exact` or `gaussian`. Raises `ParameterError` for another."""
-    if kind == "exact":
-        return ExactNoise(sigma)
-    if kind == "gaussian":
-        return GaussianNoise(sigma)
-    raise ParameterError(f"noise must be exact or gaussian, not {kind!r}")
+    """Returns the stream of a name of `STREAMS`. Raises `ParameterError` for another name."""
+    if kind not in STREAMS:
+        raise ParameterError(f"noise must be {' or '.join(STREAMS)}, not {kind!r}")
+    return STREAMS[kind](sigma)
+
+
+def kind_of(name: str) -> NoiseKind | None:
+    """Returns the kind of the stream that a record names, None if no stream has that name."""
+    return next((kind for kind, stream in STREAMS.items() if stream.name == name), None)
+
+
+def caveat_of(name: str) -> str:
+    """Returns what a statement says of the stream that a record names. An unknown stream is not called exact."""
+    kind = kind_of(name)
+    return GaussianNoise.caveat if kind is None else STREAMS[kind].caveat

@@ -1,4 +1,4 @@
-"""Plans: how many votes a certification may take, at which counts it may answer, and how alpha is spent."""
+"""Plans: how many votes a certification may take, at which counts it may stop, and how alpha is spent."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from typing import Any, Literal
 import numpy as np
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.bounds import check_alpha
+from macer_serve.smoothing.binomial import check_alpha
+from macer_serve.smoothing.bounds import bound_named
+from macer_serve.smoothing.confidence import Budget
 
-Bound = Literal["one-sided", "two-sided", "soft"]
 Mode = Literal["certify", "predict"]
 
-# The share of alpha that the anytime-valid mixture may spend; the rest is Clopper-Pearson's, once, at n.
-MIXTURE_SHARE = 0.8
-# Looks: the first, then each this much further than the one before, by one vote at least. A tolerance is rarely
-# reached early; and a look at soft votes is a histogram, not a number: there are fewer of them.
+# Looks by (kind, soft): the first, then each this much further than the one before, by at least one vote. A tolerance
+# is rarely reached early. A look at soft votes costs more, so that there are fewer.
 LOOKS = {("radius", False): (16, 1.02), ("tolerance", False): (100, 1.05)}
 LOOKS |= {("radius", True): (64, 1.1), ("tolerance", True): (100, 1.1)}
-# The level at which a run is given up as hopeless. It wastes or saves votes; no guarantee rests on it.
-FUTILITY = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,12 @@ class Plan:
     a run stopped before it has proved nothing. With one of them the run may stop at any of its looks, `alpha` split
     between an anytime-valid mixture and Clopper-Pearson at n:
 
-    `radius=r` decides whether the radius is at least r: it stops when that is proved, or hopeless.
+    `radius=r` decides whether the radius is at least r. The run stops when that is proved, or hopeless.
     `tolerance=t` stops once more votes are not expected to add more than t to the radius.
 
-    `bound` is `one-sided` (p_B = 1 - p_A), `two-sided` (every other class bounded apart) or `soft` (the smoothed
-    classifier is argmax of E softmax(beta * logits), `beta` its inverse temperature). `mode="predict"` is Cohen's
-    PREDICT: the class alone, by the two-sided binomial test of the top two counts of n votes.
+    `bound` is a name of `BOUNDS`: `one-sided` (p_B = 1 - p_A), `two-sided` (every other class bounded apart) or `soft`
+    (the smoothed classifier is argmax of E softmax(beta * logits), `beta` its inverse temperature). `mode="predict"` is
+    Cohen's PREDICT: the class alone, by the two-sided binomial test of the top two counts of n votes.
     Raises `ParameterError` at construction for values outside their range.
     """
 
@@ -46,7 +43,7 @@ class Plan:
     alpha: float = 0.001
     radius: float | None = None
     tolerance: float | None = None
-    bound: Bound = "one-sided"
+    bound: str = "one-sided"
     beta: float = 16.0
     mode: Mode = field(default="certify")
 
@@ -62,8 +59,9 @@ class Plan:
         for name, value in (("radius", self.radius), ("tolerance", self.tolerance), ("beta", self.beta)):
             if value is not None and not 0.0 < value < 1000.0:
                 raise ParameterError(f"{name} must lie strictly between 0 and 1000, not {value!r}")
-        if self.bound not in ("one-sided", "two-sided", "soft") or self.mode not in ("certify", "predict"):
-            raise ParameterError(f"there is no bound {self.bound!r}, or no mode {self.mode!r}")
+        bound_named(self.bound)
+        if self.mode not in ("certify", "predict"):
+            raise ParameterError(f"there is no mode {self.mode!r}; choose certify or predict")
         if self.mode == "predict" and (self.kind != "fixed" or self.bound != "one-sided"):
             raise ParameterError("predict takes n and alpha only: it has no radius to stop at")
 
@@ -86,16 +84,21 @@ class Plan:
         return 0 if self.mode == "predict" else self.n0
 
     @property
+    def soft(self) -> bool:
+        """Whether the plan takes soft votes."""
+        return bound_named(self.bound).soft
+
+    @property
     def soft_beta(self) -> float | None:
-        """The inverse temperature of soft votes; None for hard ones."""
-        return self.beta if self.bound == "soft" else None
+        """The inverse temperature of soft votes; None for hard votes."""
+        return self.beta if self.soft else None
 
     @cached_property
     def looks(self) -> tuple[int, ...]:
         """The numbers of estimation votes at which the run may stop, ascending."""
         if self.kind == "fixed":
             return (self.n,)
-        at, growth = LOOKS[self.kind, self.bound == "soft"]
+        at, growth = LOOKS[self.kind, self.soft]
         looks = []
         while at < self.n:
             looks.append(at)
@@ -104,18 +107,22 @@ class Plan:
 
     @property
     def alpha_split(self) -> dict[str, float]:
-        """What each bound may spend of alpha. Two-sided, half of each is for p_A and half for the runner-up."""
+        """Returns what each confidence bound may spend of alpha.
+
+        A two-sided or soft plan shares each part between p_A and the runner-up's probability.
+        """
         if self.mode == "predict":
             return {"binomial-test": self.alpha}
-        if self.bound == "soft":  # the mixture is all there is: Clopper-Pearson knows votes only
-            return {"mixture": self.alpha}
-        if self.kind == "fixed":
-            return {"clopper-pearson": self.alpha}
-        return {"mixture": MIXTURE_SHARE * self.alpha, "clopper-pearson": (1.0 - MIXTURE_SHARE) * self.alpha}
+        return bound_named(self.bound).alpha_split(self.alpha, fixed=self.kind == "fixed")
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The number of votes and the split of alpha, for bounds. PREDICT has no such budget."""
+        return Budget(self.n, self.alpha_split)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as certificates carry it."""
-        _, growth = LOOKS.get((self.kind, self.bound == "soft"), (self.n, None))
+        """Returns the plan as certificates carry it."""
+        _, growth = LOOKS.get((self.kind, self.soft), (self.n, None))
         return {
             "kind": self.kind,
             "mode": self.mode,
@@ -132,7 +139,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:
-        """The plan that `to_json` wrote; raises `ParameterError` where the record is no plan of this version."""
+        """Returns the plan that `to_json` wrote. Raises `ParameterError` if the record is no plan of this version."""
         try:
             plan = cls(
                 n0=data["n0"] or 1,
@@ -147,5 +154,5 @@ class Plan:
         except (TypeError, KeyError) as error:
             raise ParameterError(f"not a plan: {error}") from error
         if plan.to_json() != data:
-            raise ParameterError("not a plan of this version: its looks or its alpha split are others")
+            raise ParameterError("not a plan of this version: its looks or its alpha split differ")
         return plan

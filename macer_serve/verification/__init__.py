@@ -19,10 +19,10 @@ from macer_serve.images import MAX_PIXELS, UploadLimits
 from macer_serve.inputs import Image
 from macer_serve.smoothed import Question, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
-from macer_serve.smoothing.noise import NoiseKind
+from macer_serve.smoothing.noise import NoiseKind, kind_of
 from macer_serve.verification.findings import Finding, Verification, agrees, holds, shown, unchecked
 from macer_serve.verification.reading import read_certificate
-from macer_serve.verification.record import NOISES, Basis, examine_record
+from macer_serve.verification.record import Basis, examine_record
 from macer_serve.verification.votes import Progress, met_by_fresh_votes, recounted
 from macer_serve.voters import Voter
 
@@ -58,7 +58,7 @@ def verify(
     no_classes = "its labels are not known: the checkpoint is another"
     found, basis = examine_record(certificate, config.classes if same_model else None, no_classes)
     found += _around(certificate, answer)
-    kind = NOISES.get(certificate.noise)
+    kind = kind_of(certificate.noise)
     classifier = SmoothedClassifier(config, noise=kind or "exact", secret=secret, limits=_LIMITS)
     question = classifier.question(image)
     found += _model(certificate, config, basis)

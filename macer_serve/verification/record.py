@@ -15,15 +15,17 @@ import numpy as np
 from macer_serve.errors import ParameterError
 from macer_serve.fit import Fit, fit_for, upload_radius
 from macer_serve.images import MAX_PIXELS
-from macer_serve.smoothing.bounds import round_down, two_sided_radius
+from macer_serve.smoothing.bounds.base import Proof
 from macer_serve.smoothing.certificate import Certificate, reason, statement
 from macer_serve.smoothing.certification import Claim
-from macer_serve.smoothing.noise import ExactNoise, GaussianNoise, NoiseKind, noise_for
+from macer_serve.smoothing.noise import STREAMS, caveat_of, kind_of, noise_for
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import Proof, Votes, count, decided, from_record, prove, shares
+from macer_serve.smoothing.proof import prove
+from macer_serve.smoothing.radius import round_down, two_sided_radius
+from macer_serve.smoothing.stopping import decided
+from macer_serve.smoothing.votes import Votes, count, from_record, shares
 from macer_serve.verification.findings import Finding, agrees, escaped, holds, shown, unchecked
 
-NOISES: dict[str, NoiseKind] = {ExactNoise.name: "exact", GaussianNoise.name: "gaussian"}
 MAX_SIDE = 2048  # of model inputs whose fit is computed again: larger ones take minutes
 _SAME = 1e-9  # relative: bounds
 _EDGE = 1e-10  # absolute: radii before they are rounded down, by which 1e-9 is taken off
@@ -86,10 +88,11 @@ def examine_record(
 
 
 def _known_noise(c: Certificate) -> Finding:
-    if c.noise not in NOISES:
-        return Finding("noise", "does not hold", f"{shown(c.noise)} is none of {', '.join(NOISES)}")
-    plain = "" if c.noise == ExactNoise.name else ": certificates hold up to floating-point error of the noise"
-    return holds("noise", f"{c.noise}{plain}")
+    if kind_of(c.noise) is None:
+        known = ", ".join(stream.name for stream in STREAMS.values())
+        return Finding("noise", "does not hold", f"{shown(c.noise)} is none of {known}")
+    caveat = caveat_of(c.noise).strip(", ")
+    return holds("noise", f"{c.noise}: certificates hold {caveat}" if caveat else c.noise)
 
 
 def _sigma(c: Certificate) -> Finding:
@@ -104,7 +107,7 @@ def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
     found = []
     for name, record in (("votes", c.votes), ("selection_votes", c.selection_votes)):
         try:
-            read[name] = from_record(record, soft=plan.bound == "soft")
+            read[name] = from_record(record, soft=plan.soft)
         except ParameterError as error:
             found.append(Finding(name, "does not hold", escaped(str(error))))
     if found:
@@ -265,9 +268,9 @@ def _through_fit(c: Certificate, proof: Proof, fit: Fit) -> list[Finding]:
     dims = fit.channels * fit.crop[0] * fit.crop[1]
     derived = upload_radius(proof.radius, fit, dims)
     found = [agrees("upload_radius", float(c.upload_radius), float(derived), "radius and fit")]
-    if c.noise not in NOISES:
+    if (kind := kind_of(c.noise)) is None:
         return found
-    noise = noise_for(NOISES[c.noise], c.sigma)
+    noise = noise_for(kind, c.sigma)
     on_lattice, off = (noise.tau(np.full(dims, bit, np.int32)) for bit in (0, 1))
     known = off if fit.resampled and c.tau == off else on_lattice
     found.append(agrees("tau", float(c.tau), known, "noise, sigma and input shape"))

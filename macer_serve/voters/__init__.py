@@ -6,9 +6,10 @@
 A voter's votes depend on its base classifier and on the task, never on what else is computed beside it.
 """
 
+from macer_serve.voters.driving import drive
 from macer_serve.voters.engines import EngineName
 from macer_serve.voters.opening import open_voter
 from macer_serve.voters.options import VoterOptions
 from macer_serve.voters.tasks import Task, Voter
 
-__all__ = ["EngineName", "Task", "Voter", "VoterOptions", "open_voter"]
+__all__ = ["EngineName", "Task", "Voter", "VoterOptions", "drive", "open_voter"]

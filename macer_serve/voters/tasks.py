@@ -7,9 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.noise import FixedPoint, Noise
-from macer_serve.smoothing.proof import Votes
+from macer_serve.smoothing.votes import Draw, Votes
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from macer_serve.checkpoint import load_checkpoint, load_config
 from macer_serve.checkpoint.quantize import quantize_checkpoint
 from macer_serve.cli import main
 from macer_serve.errors import CheckpointError, ParameterError
-from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.noise import FRACTION_BITS, noise_for
+from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import Task, VoterOptions, open_voter
 
 COPIES, SEED = 96, bytes(range(16))

@@ -19,9 +19,9 @@ from macer_serve.cli import main
 from macer_serve.errors import CheckpointError, EngineError, MacerError, MissingFactsError, ParameterError
 from macer_serve.importing import Facts, import_model
 from macer_serve.smoothed import SmoothedClassifier
-from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.noise import FRACTION_BITS
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import Task, VoterOptions
 
 WEIGHTS = np.random.default_rng(0).integers(-4, 5, (5, 3, 4, 4))

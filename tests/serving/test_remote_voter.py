@@ -17,9 +17,9 @@ from macer_serve.serving.problems import UnavailableError
 from macer_serve.serving.remote_voter import RemoteVoter
 from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
 from macer_serve.smoothed import Question
-from macer_serve.smoothing.certification import Certification, Draw
+from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import Votes
+from macer_serve.smoothing.votes import Draw, Votes
 
 VOTER = VoterDescription(digest="sha256:a", engine="engine:1", batch_sizes=(64,), workers=1, passes=0)
 Behaviour = Callable[[VoteRequest], Coroutine[Any, Any, list[Votes]]]

@@ -11,18 +11,18 @@ import pytest
 from test_certificate import SECRET, config, image
 from test_honest import FIXED, SOFT, Made, brightness
 
-from macer_serve.smoothed import SmoothedClassifier, drive
+from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
-from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.plan import Plan
-from macer_serve.voters import Task, Voter
+from macer_serve.smoothing.votes import Draw
+from macer_serve.voters import Task, Voter, drive
 
 
 def capped(g: SmoothedClassifier, pixels: Any, plan: Plan, cap: int) -> Certificate:
     question = g.question(pixels)
     run = g.certification(question, plan, cap=cap)
     assert g.voter is not None
-    drive(run, question, g.voter)
+    drive(run, question.x, question.seed, g.voter)
     return g.certificate(question, run, g.voter.engine)
 
 

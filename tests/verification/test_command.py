@@ -15,8 +15,8 @@ from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
-from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import VoterOptions
 from macer_serve.voters.batched import BatchedVoter
 

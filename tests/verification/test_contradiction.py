@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom, multinomial
 
+from macer_serve.smoothing.bounds.base import Proof
 from macer_serve.smoothing.contradiction import LEVEL, evidence_against
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import SOFT_LEVELS, Proof, Votes
+from macer_serve.smoothing.votes import SOFT_LEVELS, Votes
 
 
 def contradicts(plan: Plan, proof: Proof, top: int, votes: Votes) -> bool:

@@ -14,9 +14,9 @@ from test_mismatch import OTHER
 from macer_serve.errors import ContradictedError, InconsistentError
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
-from macer_serve.smoothing.certification import Certification, Done, Draw
+from macer_serve.smoothing.certification import Certification, Done
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import SOFT_LEVELS, Votes
+from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, Votes
 from macer_serve.voters import Voter
 
 

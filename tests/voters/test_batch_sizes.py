@@ -13,11 +13,12 @@ from torch import nn
 
 from macer_serve.base_classifier import BaseClassifier
 from macer_serve.checkpoint import load_checkpoint
-from macer_serve.smoothed import EARLY_PASSES, next_pass, window
-from macer_serve.smoothing.certification import Certification, Draw
+from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.noise import noise_for
 from macer_serve.smoothing.plan import Plan
-from macer_serve.voters import Task, VoterOptions, open_voter
+from macer_serve.smoothing.votes import Draw
+from macer_serve.smoothing.window import EARLY_PASSES, Window
+from macer_serve.voters import Task, VoterOptions, drive, open_voter
 from macer_serve.voters.batched import BatchedVoter
 from macer_serve.voters.engines import Passes
 
@@ -101,13 +102,23 @@ def test_the_sizes_follow_from_the_input(
 
 def test_a_young_run_takes_small_passes_and_few_at_a_time() -> None:
     run = Certification(Plan(n0=100, n=10_000), classes=10, sigma=0.25)
-    assert window(run, (64, 256), workers=2) == 3
-    passes = []
-    while run.handed_out < EARLY_PASSES * 256:
-        passes.append(sum(map(len, next_pass(run, (64, 256)))))
-    assert set(passes) == {64}
-    assert sum(map(len, next_pass(run, (64, 256)))) == 256
-    assert window(run, (64, 256), workers=2) == 4
+    window: Window[list[Draw]] = Window(run, (64, 256), workers=2)
+
+    def filled() -> list[int]:
+        """The sizes of the passes that are submitted next; all are then counted."""
+        window.fill(lambda draws: draws)
+        sizes = []
+        while (draws := window.oldest) is not None:
+            sizes.append(sum(map(len, draws)))
+            window.count([np.array([len(draw)] + 9 * [0]) for draw in draws])
+        return sizes
+
+    assert filled() == 3 * [64]
+    sizes = [size for _ in range(6) for size in filled()]
+    early = EARLY_PASSES * 256 // 64 - 3
+    assert sizes[:early] == early * [64]
+    assert set(sizes[early:]) == {256}
+    assert filled() == 4 * [256]
 
 
 def test_an_early_decision_computes_little_more_than_it_uses() -> None:
@@ -116,7 +127,7 @@ def test_an_early_decision_computes_little_more_than_it_uses() -> None:
     nn.init.zeros_(module[1].weight)
     with voter_of(module, input_shape=(3, 4, 4), sigma=0.25, workers=2, compile=False) as made:
         from macer_serve.checkpoint import CheckpointConfig
-        from macer_serve.smoothed import SmoothedClassifier, drive
+        from macer_serve.smoothed import SmoothedClassifier
 
         config = CheckpointConfig(
             name="constant", architecture="test", classes=("a", "b"), input_shape=(3, 4, 4), mean=(0.0,) * 3,
@@ -125,6 +136,6 @@ def test_an_early_decision_computes_little_more_than_it_uses() -> None:
         g = SmoothedClassifier(config, voter=made)
         question = g.question(np.zeros((4, 4, 3), np.uint8))
         run = g.certification(question, Plan(radius=0.1))
-        drive(run, question, made)
+        drive(run, question.x, question.seed, made)
         assert run.claim().stopped == "radius"
         assert run.handed_out - run.claim().n - 100 <= 4 * 64

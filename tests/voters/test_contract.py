@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from macer_serve.base_classifier import BaseClassifier
 from macer_serve.errors import EngineError
-from macer_serve.smoothing.certification import Draw
 from macer_serve.smoothing.noise import FRACTION_BITS, noise_for
+from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import Task, VoterOptions, open_voter
 from macer_serve.voters.torch import split_head
 

@@ -11,7 +11,7 @@ from cases import voter_of
 from torch import nn
 
 from macer_serve.errors import EngineError
-from macer_serve.smoothing.certification import Draw
+from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import Task
 from macer_serve.voters.batched import BatchedVoter
 from macer_serve.voters.torch import TorchEngine
