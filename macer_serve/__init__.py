@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from macer_serve.version import __version__
 
 if TYPE_CHECKING:
     from macer_serve.checkpoint import load_checkpoint

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from macer_serve import __version__
 from macer_serve.base_classifier import probe_pixels
 from macer_serve.checkpoint.config import CheckpointConfig, digest_of
 from macer_serve.checkpoint.folder import load_checkpoint
 from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError
 from macer_serve.onnx_graph import LOGITS, PIXELS, export_graph
+from macer_serve.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn

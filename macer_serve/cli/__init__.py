@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from macer_serve import __version__
 from macer_serve.errors import MacerError
+from macer_serve.version import __version__
 
 _COMMANDS = {
     "train": "Train a base classifier for smoothing.",

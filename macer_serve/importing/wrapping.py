@@ -236,7 +236,7 @@ def _versions() -> dict[str, str]:
     import onnxruntime
     import torch
 
-    from macer_serve import __version__
+    from macer_serve.version import __version__
 
     return {
         "macer_serve": __version__,

@@ -20,7 +20,6 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from ray import serve
 
-from macer_serve import __version__
 from macer_serve.errors import ParameterError
 from macer_serve.images import UploadLimits
 from macer_serve.serving import problems
@@ -34,6 +33,7 @@ from macer_serve.smoothed import Question, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
+from macer_serve.version import __version__
 
 log = logging.getLogger("ray.serve")
 
