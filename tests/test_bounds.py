@@ -16,7 +16,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from macer_serve.errors import ParameterError
 from macer_serve.smoothing.binomial import clopper_pearson_lower
-from macer_serve.smoothing.radius import one_sided_radius, round_down
+from macer_serve.smoothing.radius import one_sided_radius, round_down, two_sided_radius
 
 Bound = Callable[[int, int], float]
 
@@ -57,6 +57,7 @@ ALPHAS = st.one_of(st.sampled_from([0.001, 0.05, 0.0002]), st.floats(1e-12, 0.49
 @example((10**7, 10**7), 0.001)
 @example((10**7 - 1, 10**7), 1e-12)
 @example((5 * 10**6, 10**7), 0.001)
+@example((5 * 10**6, 10**7), 1e-6)
 @example((1, 10**7), 0.05)
 @example((1, 1), 0.49)
 def test_clopper_pearson_never_exceeds_the_exact_bound(votes: tuple[int, int], alpha: float) -> None:
@@ -221,3 +222,10 @@ def test_a_shown_radius_is_below_the_exact_one(p_lower: float, sigma: float) -> 
 @pytest.mark.parametrize("p_lower", [0.0, 0.3, 0.5, math.nextafter(0.5, 0.0)])
 def test_no_radius_below_one_half(p_lower: float) -> None:
     assert one_sided_radius(p_lower, 0.25) == 0.0
+
+
+@pytest.mark.parametrize(("p_lower", "p_upper"), [(0.9, 0.0), (1.0, 0.0), (1.0, 0.5), (0.9, 5e-324)])
+def test_bounds_of_exactly_0_and_1_give_finite_radii_below_the_exact_one(p_lower: float, p_upper: float) -> None:
+    """A network of one class has p_upper = 0: the exact radius is infinite."""
+    assert 0.0 < round_down(two_sided_radius(p_lower, p_upper, 0.25)) < 10.0
+    assert 0.0 < round_down(one_sided_radius(p_lower, 0.25)) < 3.0
