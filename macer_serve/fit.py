@@ -1,4 +1,4 @@
-"""From upload to model input: a linear fit, whose operator norm carries a radius back to the upload.
+"""From upload to model input: a linear map whose operator norm carries a radius back to the upload.
 
 The fit u -> x is an antialiased bilinear resize and a centre crop, so a change of the upload by delta moves
 x by at most `Fit.norm` times the norm of delta.
@@ -36,7 +36,7 @@ class Axis:
 
     @classmethod
     def of(cls, size: int, resized: int, offset: int, outputs: int) -> Axis:
-        """Rows [offset, offset + outputs) of the antialiased bilinear map from `size` to `resized` samples.
+        """Returns rows [offset, offset + outputs) of the antialiased bilinear map from `size` to `resized` samples.
 
         Triangle filter, half-pixel centres, support times the factor of reduction, cut off and renormalised at the
         edges: Pillow's BILINEAR, torchvision's antialias=True.
@@ -50,7 +50,7 @@ class Axis:
         start = np.clip(np.floor(centres - support).astype(np.int64), 0, size - taps)
         positions = start[:, None] + np.arange(taps) + 0.5
         triangle = np.maximum(0.0, 1.0 - np.abs(positions - centres[:, None]) / support)
-        # Rounding the running sums, not the weights, keeps every row's sum at exactly 1.
+        # The running sums are rounded, not the weights, so that every row sums to exactly 1.
         running = np.cumsum(triangle, axis=1)
         running = np.rint(running / running[:, -1:] * 2.0**WEIGHT_BITS)
         return cls(start, np.diff(running, axis=1, prepend=0.0) / 2.0**WEIGHT_BITS)
@@ -61,7 +61,7 @@ class Axis:
         return int(self.start[0]), int(self.start[-1]) + self.weights.shape[1]
 
     def dense(self) -> NDArray[np.float64]:
-        """The matrix over its source range: float64 [outputs, hi - lo]; elsewhere A is zero."""
+        """Returns the matrix over its source range, float64 [outputs, hi - lo]. Elsewhere A is zero."""
         lo, hi = self.source
         matrix = np.zeros((len(self.start), hi - lo))
         columns = self.start[:, None] - lo + np.arange(self.weights.shape[1])
@@ -69,7 +69,7 @@ class Axis:
         return matrix
 
     def norm(self) -> float:
-        """The spectral norm of A, to about 1e-13; exactly 1 where nothing is resampled."""
+        """The spectral norm of A, to about 1e-13; exactly 1 if nothing is resampled."""
         if self.weights.shape[1] == 1 and len(np.unique(self.start)) == len(self.start):
             return 1.0
         matrix = self.dense()  # its Gram matrix is small, and sums of positive products lose no digits
@@ -78,7 +78,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The linear map u -> x of one upload size, x = A_h u A_w^T per channel; one-channel models read (R + G + B) / 3.
+    """The linear map u -> x of one upload size, x = A_h u A_w^T per channel. One-channel models read (R + G + B) / 3.
 
     Sizes are (height, width) in pixels, as is `offset`, the crop's upper left corner. `norm` is the largest factor by
     which the map stretches an L2 distance: never below the true one. Built by `fit_for`.
@@ -96,11 +96,11 @@ class Fit:
 
     @property
     def resampled(self) -> bool:
-        """Whether x is anything else than u itself or a crop of it: then x may lie off the lattice."""
+        """Whether x is neither u nor a crop of u. Then x may lie off the lattice."""
         return self.upload_size != self.resized_size or self.channels != 3
 
     def to_json(self) -> dict[str, Any]:
-        """The map in words that JSON knows: enough to build it again, and its norm. Sizes are [height, width]."""
+        """Returns the map as JSON values: what is needed to build it again, and its norm. Sizes are [height, width]."""
         return {
             "upload_size": list(self.upload_size),
             "resize": self.resize,
@@ -112,7 +112,7 @@ class Fit:
         }
 
     def apply(self, u: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """The model input: int32 [crop height, crop width, channels], 2^18 to one 8-bit pixel step.
+        """Returns the model input: int32 [crop height, crop width, channels], in 2^-18 of an 8-bit pixel step.
 
         `u` is uint8 [height, width, 3] of `upload_size`. Exact, but for one rounding of each coordinate to the nearest
         integer; the same on every machine. Reads the upload band by band: some ten megabytes beside it and the result.
@@ -141,7 +141,7 @@ class Fit:
 
 @lru_cache(maxsize=256)
 def fit_for(upload_size: tuple[int, int], resize: int, crop: tuple[int, int], channels: int = 3) -> Fit:
-    """The fit of uploads of (height, width): short side to `resize`, then centre crop to `crop` = (height, width).
+    """Returns the fit of uploads of (height, width): short side to `resize`, then centre crop to `crop`.
 
     The long side follows by torchvision's rule, rounded down. `channels` is the model's, 3 or 1. Raises
     `ParameterError` unless sizes are positive and `resize` covers the crop.
@@ -158,12 +158,12 @@ def fit_for(upload_size: tuple[int, int], resize: int, crop: tuple[int, int], ch
     rows, columns = (Axis.of(*sizes) for sizes in zip(upload_size, resized, offset, crop, strict=True))
     norm = rows.norm() * columns.norm() * (1.0 if channels == 3 else 1.0 / math.sqrt(3.0))
     fit = Fit(upload_size, resize, resized, crop, offset, channels, norm, rows, columns)
-    # Far more than the norm's own error: radii err on the safe side.
+    # Far more than the error of the computed norm, so that radii err on the safe side.
     return replace(fit, norm=norm * (1.0 + 1e-12)) if fit.resampled else fit
 
 
 def upload_radius(radius: float, fit: Fit, dims: int) -> float:
-    """The L2 radius around the upload (pixel values in [0, 1]) that follows from `radius` around the model input.
+    """Returns the L2 radius around the upload that follows from `radius` around the model input.
 
     (R - 2 sqrt(d) / (510 * 2^18) - 1e-9) / norm, rounded down, never below 0: x and its neighbour are each rounded to
     18 fractional bits. `dims` = d counts the model input's coordinates. Exactly `radius` where nothing is resampled.

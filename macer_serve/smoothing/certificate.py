@@ -1,4 +1,4 @@
-"""The certificate: a self-contained record of what was proved, of which model and input, from which votes."""
+"""The certificate: a self-contained record of what was proved, about which model and input, from which votes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from macer_serve.smoothing.votes import Record, from_record, shares
 
 CERTIFICATE_VERSION = 2
 
-# What JSON may hold in the fields; beside them, votes are checked by `from_record`, the plan by `Plan.from_json`.
+# The JSON types of the fields. Votes are checked further by `from_record`, the plan by `Plan.from_json`.
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("statement", "bound", "noise", "engine"), (str,)),
     **dict.fromkeys(("label", "reason", "stopped", "mac"), (str, type(None))),
@@ -34,11 +34,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Certificate:
-    """One answer with its evidence; nothing in it changes between two identical requests.
+    """One answer with its evidence. Nothing in it changes between two identical requests.
 
     Radii are L2, in pixel values in [0, 1], rounded down: `radius` at the model input, `upload_radius` at the
-    decoded RGB pixels of the upload. `votes` are the `n` estimation votes by class, `selection_votes` the n0; soft ones
-    as (level, count) pairs by class.
+    decoded RGB pixels of the upload. `votes` are the `n` estimation votes per class, `selection_votes` the n0 selection
+    votes. Soft votes are (level, count) pairs per class.
     """
 
     statement: str
@@ -85,12 +85,15 @@ class Certificate:
         return f"<p>{words}</p><table>{cells}</table>"
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
+        """Returns the record as JSON values."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, data: Any) -> Certificate:
-        """The record that `to_json` wrote; raises `ParameterError` for fields missing, unknown or of another type."""
+        """Returns the record that `to_json` wrote.
+
+        Raises `ParameterError` for fields that are missing, unknown or of another type.
+        """
         if not isinstance(data, dict):
             raise ParameterError("a certificate is a JSON object")
         known = {f.name for f in fields(cls)}
@@ -117,32 +120,32 @@ class Certificate:
         return int(shares(from_record(record, soft=bound_named(self.plan["bound"]).soft)).argmax())
 
     def canonical(self) -> bytes:
-        """The bytes that the mac covers: every field but the mac, keys sorted, 1.0 as 1.
+        """Returns the bytes that the mac covers: every field but the mac, keys sorted, 1.0 as 1.
 
-        JSON knows one kind of number: a record that went through JavaScript, or jq, is still the same record.
+        JSON knows one kind of number, so that a record that went through JavaScript or jq is still the same record.
         """
         record = _plain_numbers(self.to_json())
         del record["mac"]
         return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
-            errors="surrogatepass"  # a record from outside may hold lone surrogates: not authentic, but no crash
+            errors="surrogatepass"  # a record from outside may hold lone surrogates; it must not crash
         )
 
     def signed(self, secret: bytes) -> Certificate:
-        """This certificate with its mac."""
+        """Returns this certificate with its mac."""
         return replace(self, mac=mac(secret, self.canonical()))
 
     def is_authentic(self, secret: bytes) -> bool:
-        """Whether the mac is that of this record under the secret."""
+        """Returns whether the mac is that of this record under the secret."""
         return self.mac is not None and mac_holds(secret, self.canonical(), self.mac)
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, all the way down."""
+    """Returns the value with lists as tuples, at every depth."""
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
 def _plain_numbers(value: Any) -> Any:
-    """JSON values, numbers without a fraction as integers all the way down, as far as doubles tell them apart."""
+    """Returns the JSON value with whole numbers as integers at every depth, below 2^53 in size."""
     if isinstance(value, dict):
         return {k: _plain_numbers(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Certification as a state machine without I/O: any driver, offline, async or cluster, can feed it.
+"""Certification as a state machine without I/O. Any driver, offline, async or cluster, can feed it.
 
     run = Certification(plan, classes=10, sigma=0.25)
     while not isinstance(want := run.wants(), Done):
@@ -39,7 +39,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What has been proved. `radius` is rounded down already; `class_id` is None for an abstention.
+    """What has been proved. `radius` is rounded down; `class_id` is None for an abstention.
 
     `p_lower` bounds the probability of the class, `p_upper` that of every other. `top_class` is the selected class,
     None while the selection votes are incomplete. `votes` are the estimation votes up to the last look that was
@@ -63,7 +63,7 @@ class Claim:
 
 @dataclass(slots=True)
 class _Stream:
-    """The votes of one purpose: a complete prefix, and ranges that arrived ahead of it."""
+    """The votes of one purpose: a complete prefix, and ranges of votes that arrived before the ranges below them."""
 
     shape: tuple[int, ...]
     handed_out: int = 0
@@ -83,7 +83,7 @@ class _Stream:
         self.ahead[draw.start] = (draw.stop, votes)
 
     def advance(self) -> bool:
-        """Count the next range that continues the prefix; False where it has not come in."""
+        """Count the next range that continues the prefix. Returns False if that range has not arrived."""
         if self.prefix not in self.ahead:
             return False
         self.prefix, arrived = self.ahead.pop(self.prefix)
@@ -110,11 +110,11 @@ class Certification:
         self._stopped: Stopped | None = None
 
     def wants(self, size: int | None = None) -> Draw | Waiting | Done:
-        """The next copies to draw, at most `size` of them; `Waiting` for votes; or `Done`.
+        """Returns the next copies to draw, at most `size` of them, or `Waiting` for votes, or `Done`.
 
-        Estimation copies are offered before the selection votes are back: their votes are needed whatever
-        class is selected. A draw ends at a look, since only whole draws are counted. Raises `ParameterError` for
-        a size below 1.
+        Estimation copies are offered before the selection votes are back, because their votes are needed whichever
+        class is selected. A draw ends at a look, because only whole draws are counted. Raises `ParameterError` for a
+        size below 1.
         """
         if size is not None and size < 1:
             raise ParameterError(f"a draw has at least one copy, not {size}")
@@ -133,10 +133,10 @@ class Certification:
         return Waiting()
 
     def add(self, draw: Draw, votes: npt.ArrayLike) -> None:
-        """Count the votes of a draw, or of a part of one; those that come in after the end change nothing.
+        """Count the votes of a draw, or of a part of a draw. Votes that arrive after the end change nothing.
 
-        Raises `ValueError` for votes that do not add up to the draw, were not asked for, or are counted
-        already: a vote counted twice would void the guarantee.
+        Raises `ValueError` for votes that do not add up to the draw, were not asked for, or are counted already. A vote
+        that is counted twice would void the guarantee.
         """
         # A copy: votes that wait for their turn must not change with the caller's buffer.
         counts = np.array(votes)
@@ -148,7 +148,7 @@ class Certification:
         streams = {"selection": self._selection, "estimation": self._estimation}
         if draw.purpose not in streams or draw.beta != self.plan.soft_beta:
             raise ValueError(f"{draw} is not a draw that this plan asks for")
-        # Votes beyond a look would be evaluated at it: which ones, would depend on how draws were joined.
+        # A draw that crosses a look would bring votes to that look which depend on how draws were joined.
         if draw.purpose == "estimation" and draw.stop > (look := self._look_after(draw.start)):
             raise ValueError(f"{draw} was not asked for: it crosses the look at {look}")
         streams[draw.purpose].add(draw, counts.astype(np.int64))
@@ -166,7 +166,7 @@ class Certification:
 
     @property
     def drawn(self) -> int:
-        """The number of votes counted or waiting to be, selection and estimation together."""
+        """The number of votes that have arrived, selection and estimation together."""
         return sum(
             stream.prefix + sum(stop - start for start, (stop, _) in stream.ahead.items())
             for stream in (self._selection, self._estimation)
@@ -178,10 +178,11 @@ class Certification:
         return self._stopped is not None
 
     def claim(self) -> Claim:
-        """What is proved so far: with probability at least 1 - alpha, the class and radius are right.
+        """Returns what is proved so far: with probability at least 1 - alpha, the class and the radius are right.
 
-        Abstains while no look has been reached, and where the votes do not suffice. It rests on the votes of the
-        last look that was evaluated, and on the plan: not on how the draws were cut or in which order they came.
+        Abstains while no look has been reached, and if the votes do not suffice. The claim depends on the plan and on
+        the votes of the last look that was evaluated. It does not depend on how draws were cut or in which order they
+        arrived.
         """
         fixed = self.plan.kind == "fixed"
         proof = Proof(None, 0.0, 0.0, 1.0)
@@ -200,12 +201,12 @@ class Certification:
         )
 
     def _look_after(self, votes: int) -> int:
-        """The next number of votes to evaluate: a look of the plan, or the cap."""
+        """Returns the next number of votes to evaluate: a look of the plan, or the cap."""
         looks = self.plan.looks
         return min(looks[min(bisect_right(looks, votes), len(looks) - 1)], self._limit)
 
     def _evaluate(self) -> None:
-        """Count what continues the prefixes, up to the first look that ends the run or waits for the selection."""
+        """Count votes that continue the prefixes, up to the first look that ends the run or needs the selection."""
         while self._selection.advance():
             pass
         selected = self._selection.prefix >= self.plan.selection
@@ -222,7 +223,7 @@ class Certification:
                 return
 
     def _look(self, at: int) -> None:
-        """Evaluate the votes at a look, and stop where they say so."""
+        """Evaluate the votes at a look, and stop if the plan says so."""
         self._seen, self._at = self._estimation.votes, at
         if not self.plan.selection:
             self._top = int(self._seen.argmax())

@@ -1,9 +1,9 @@
-"""Whether fresh votes contradict what a record claims, for those who cannot count its own votes again.
+"""Tests whether fresh votes contradict a record, for readers who cannot count the record's own votes again.
 
-A record's votes are those of a stopping time, and biased; comparing them with fresh ones would be invalid. What it
-claims of the probabilities is not: p_A >= p_lower, and p_c <= p_upper for every other class. Against each of these
-hypotheses the fresh votes have an exact p-value, or a bound of it. A true claim is called contradicted with
-probability at most `LEVEL`, whatever the votes it was made of.
+A record's votes were counted at a stopping time and are biased, so that a comparison with fresh votes would be invalid.
+The record's claims about the probabilities can be tested: p_A >= p_lower, and p_c <= p_upper for every other class.
+Against each of these hypotheses the fresh votes have an exact p-value, or a bound of it. A true claim is called
+contradicted with probability at most `LEVEL`, whatever votes the claim was made from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEVEL = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One claim met by fresh votes: it is contradicted where `p_value` < `level`. `words` name both."""
+    """The test of one claim by fresh votes. `p_value` < `level` contradicts the claim; `words` describe the test."""
 
     words: str
     p_value: float
@@ -36,11 +36,11 @@ class Evidence:
 
 
 def evidence_against(plan: Plan, proof: Proof, top: int, votes: Votes, *, tau: float) -> list[Evidence]:
-    """What fresh votes say about a proof of class `top`; nothing where it claims nothing. The levels sum to `LEVEL`.
+    """Returns the tests of a proof of class `top` by fresh votes; empty if nothing is claimed.
 
-    Hard votes: P(Bin(n, p_lower) <= k), exact. Soft ones: the betting martingale against the claimed mean, levels
-    rounded in the claim's favour. PREDICT: of the copies that voted for A or c, A has half at least, exact given their
-    number. `tau` is allowed for as it was in the proof.
+    The tests' levels sum to `LEVEL`. Hard votes: P(Bin(n, p_lower) <= k), exact. Soft votes: the betting martingale
+    against the claimed mean, levels rounded in the claim's favour. PREDICT: of the copies that voted for A or c, at
+    least half voted for A, exact given their number. `tau` is allowed for as in the proof.
     """
     others = [c for c in range(len(votes)) if c != top]
     if plan.mode == "predict":
@@ -52,7 +52,7 @@ def evidence_against(plan: Plan, proof: Proof, top: int, votes: Votes, *, tau: f
         p_value = _at_most(votes, top, max(0.0, proof.p_lower - tau))
         found.append(Evidence(f"{_share(votes, top)} for p_A >= {proof.p_lower:.6g}", p_value, level))
     if apart:
-        # Any of the others may be the runner-up: which one the record's votes favour is the forger's choice.
+        # Any other class may be the runner-up. A forger chooses which class the record's votes favour.
         level = LEVEL / 2 / len(others)
         values = {c: _at_least(votes, c, min(1.0, proof.p_upper + tau)) for c in others}
         least = min(others, key=lambda c: values[c])
@@ -80,21 +80,21 @@ def _share(votes: Votes, c: int) -> str:
 
 
 def _at_most(votes: Votes, c: int, p: float) -> float:
-    """The p-value of so few votes, or so low a mean, if the probability, or mean, were p or more."""
+    """Returns the p-value of at most so many votes, or so low a mean, if the probability or mean is p or more."""
     if votes.ndim == 1:
         return float(binom.cdf(int(votes[c]), count(votes), p))
     return _soft(votes, c, 1.0 - p, up=True, mirrored=True)
 
 
 def _at_least(votes: Votes, c: int, p: float) -> float:
-    """The p-value of so many votes, or so high a mean, if the probability, or mean, were p or less."""
+    """Returns the p-value of at least so many votes, or so high a mean, if the probability or mean is p or less."""
     if votes.ndim == 1:
         return float(binom.sf(int(votes[c]) - 1, count(votes), p))
     return _soft(votes, c, p, up=False, mirrored=False)
 
 
 def _soft(votes: Votes, c: int, m: float, *, up: bool, mirrored: bool) -> float:
-    """1 / M, by Markov a p-value, of the levels (1 - levels if mirrored) against a mean of at most m."""
+    """Returns 1 / M against a mean of at most m, a p-value by Markov's inequality. `mirrored` takes 1 - levels."""
     counts, levels = levels_of(votes, c, up=up)
     if mirrored:
         counts, levels = mixture.mirrored(counts, levels)

@@ -27,17 +27,17 @@ from scipy.special import expit
 
 from macer_serve.smoothing.votes import Counts, Levels
 
-# Log-odds beyond which a bound is as good as 0: ten million votes reach -25.
+# A bound below these log-odds counts as 0. Ten million votes reach -25.
 _FURTHEST = 60.0
-# Floating-point error of log M stays below 1e-9 for ten million votes.
+# Added to the threshold. The floating-point error of log M stays below 1e-9 for ten million votes.
 _MARGIN = 1e-6
 
 
 @lru_cache(maxsize=64)
 def _stakes(n: int) -> tuple[Levels, Levels]:
-    """The arcsine grid of stakes u for runs of at most n observations, and log(1 - u).
+    """Returns the arcsine grid of stakes u for runs of at most n observations, and log(1 - u).
 
-    The likelihood of n votes is as wide as 1 / (2 sqrt(n)) in the angle phi, u = sin^2(phi): so fine a grid is needed.
+    In the angle phi, u = sin^2(phi), the likelihood of n votes has width 1 / (2 sqrt(n)). The grid must be as fine.
     """
     size = 4 * math.isqrt(n) + 4
     phi = (np.arange(size) + 0.5) * (math.pi / 2 / size)
@@ -45,10 +45,10 @@ def _stakes(n: int) -> tuple[Levels, Levels]:
 
 
 def log_evidence(counts: Counts, levels: Levels, log_odds: float, horizon: int) -> float:
-    """log M against the hypothesis that the mean is at most expit(log_odds).
+    """Returns log M against the hypothesis that the mean is at most expit(log_odds).
 
-    `horizon` is the largest number of observations the run may take, fixed beforehand: it sets the stakes. Log-odds,
-    so that neither end loses digits.
+    `horizon` is the largest number of observations that the run may take. It is fixed beforehand and sets the stakes.
+    The hypothesis is given as log-odds, so that digits are lost neither near 0 nor near 1.
     """
     m, q = float(expit(log_odds)), float(expit(-log_odds))
     stakes, log_rest = _stakes(horizon)
@@ -57,7 +57,7 @@ def log_evidence(counts: Counts, levels: Levels, log_odds: float, horizon: int) 
         if level == 0.0:
             total += count * log_rest
         elif count:
-            # z / m - 1, from whichever of z and 1 - z, m and 1 - m keeps its digits
+            # z / m - 1, computed from z and m or from 1 - z and 1 - m, whichever keeps its digits
             gain = (level - m) / m if m < 0.5 else (q - (1.0 - level)) / m
             total += count * np.log1p(stakes * gain)
     highest = float(total.max())
@@ -65,14 +65,14 @@ def log_evidence(counts: Counts, levels: Levels, log_odds: float, horizon: int) 
 
 
 def threshold(alpha: float) -> float:
-    """The log M at which a hypothesis is rejected at level alpha, floating-point error included."""
+    """Returns the log M at which a hypothesis is rejected at level alpha, floating-point error included."""
     return -math.log(alpha) + _MARGIN
 
 
 def lower(counts: Counts, levels: Levels, alpha: float, horizon: int) -> float:
-    """The lower bound of the mean, as log-odds: valid at all numbers of observations at once, at level alpha.
+    """Returns the lower bound of the mean at level alpha, as log-odds, valid at all numbers of observations at once.
 
-    `-inf` where nothing is proved.
+    Returns `-inf` if nothing is proved.
     """
     n = int(counts.sum())
     mean = float(counts @ levels) / n if n else 0.0
@@ -80,7 +80,7 @@ def lower(counts: Counts, levels: Levels, alpha: float, horizon: int) -> float:
         return -math.inf
     need = threshold(alpha)
     evidence: Callable[[float], float] = lambda s: log_evidence(counts, levels, s, horizon) - need  # noqa: E731
-    # At the mean itself there is no evidence; below it, the gap widens until there is.
+    # At the mean itself there is no evidence. The search moves below the mean until there is.
     high = math.log(mean) - math.log1p(-mean) if mean < 1.0 else math.log(2.0 * n)
     gap = 2.0 * math.sqrt(need / (n * max(mean * (1.0 - mean), 1.0 / n)))
     low = high - gap
@@ -88,31 +88,31 @@ def lower(counts: Counts, levels: Levels, alpha: float, horizon: int) -> float:
         if low < -_FURTHEST:
             return -math.inf
         low, high, gap = low - 2.0 * gap, low, 2.0 * gap
-    while evidence(high) >= 0.0:  # only unanimous votes, whose mean has no log-odds, begin on this side
+    while evidence(high) >= 0.0:  # unanimous votes only: their mean has no log-odds
         low, high = high, high + 1.0
     s = float(brentq(evidence, low, high, xtol=1e-12, rtol=1e-14))
     step = 1e-12
-    while evidence(s) < 0.0:  # the side of the root on which the evidence is there
+    while evidence(s) < 0.0:  # take the side of the root that has the evidence
         s -= step
         step *= 2.0
     return s
 
 
 def mirrored(counts: Counts, levels: Levels) -> tuple[Counts, Levels]:
-    """The same observations as 1 - z: evidence that the mean is low is evidence that theirs is high."""
+    """Returns the observations 1 - z. Evidence that the mean of z is low is evidence that their mean is high."""
     return counts[::-1], 1.0 - levels[::-1]
 
 
 def upper(counts: Counts, levels: Levels, alpha: float, horizon: int) -> float:
-    """The upper bound of the mean, as log-odds; `inf` where nothing is proved."""
+    """Returns the upper bound of the mean, as log-odds; `inf` if nothing is proved."""
     return -lower(*mirrored(counts, levels), alpha, horizon)
 
 
 def probability_below(log_odds: float) -> float:
-    """expit(log_odds), rounded towards 0."""
+    """Returns expit(log_odds), rounded towards 0."""
     return max(0.0, math.nextafter(float(expit(log_odds)) * (1.0 - 4e-16), 0.0))
 
 
 def probability_above(log_odds: float) -> float:
-    """expit(log_odds), rounded towards 1."""
+    """Returns expit(log_odds), rounded towards 1."""
     return min(1.0, math.nextafter(float(expit(log_odds)) * (1.0 + 4e-16), 1.0))

@@ -1,4 +1,4 @@
-"""Noise as a random-access stream: copy j of an input depends on (seed, purpose, j) and on nothing else.
+"""Noise as a random-access stream. Copy j of an input depends on (seed, purpose, j) and on nothing else.
 
 The exact stream, version `exact-lattice/1` (normative: every engine is held to integer equality)
 -------------------------------------------------------------------------------------------------
@@ -73,17 +73,17 @@ class Noise(Protocol):
     scale: float
 
     def sample(self, x: FixedPoint, seed: bytes, purpose: Purpose, start: int, stop: int) -> npt.NDArray[Any]:
-        """The noisy copies [start, stop) of x `[H, W, C]`: `[stop - start, H, W, C]` of `dtype`."""
+        """Returns the noisy copies [start, stop) of x `[H, W, C]`: `[stop - start, H, W, C]` of `dtype`."""
         ...
 
     def tau(self, x: FixedPoint) -> float:
-        """A bound on the total variation distance between a copy's law and the law that is certified."""
+        """Returns a bound on the total variation distance between a copy's law and the law that is certified."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LatticeTables:
-    """What the exact stream needs to know of one sigma; see the module's text for the symbols."""
+    """The tables of the exact stream for one sigma. The module's text explains the symbols."""
 
     reach: int  # M
     thresholds: npt.NDArray[np.uint64]  # floor(2^64 Phi(a_j)), j = 0..2M
@@ -93,7 +93,10 @@ class LatticeTables:
 
 
 def _terms(s: float) -> int:
-    """K: the first number of Taylor terms whose remainder is below 2^-66, by |He_k(a) phi(a)| <= sqrt(k!)."""
+    """Returns K, the smallest number of Taylor terms with a remainder below 2^-66.
+
+    By |He_k(a) phi(a)| <= sqrt(k!).
+    """
     h, k = 0.5 / s, 1
     while h ** (k + 1) / math.sqrt(math.factorial(k + 1)) > 2.0**-66:
         k += 1
@@ -102,7 +105,7 @@ def _terms(s: float) -> int:
 
 @functools.lru_cache(maxsize=16)
 def lattice_tables(sigma: float) -> LatticeTables:
-    """The tables of one sigma (pixel values in [0, 1]); raises `ParameterError` outside [0.005, 4]."""
+    """Returns the tables of one sigma (pixel values in [0, 1]). Raises `ParameterError` outside [0.005, 4]."""
     if not 0.005 <= sigma <= 4.0:
         raise ParameterError(f"sigma must lie in [0.005, 4] for exact noise, not {sigma}")
     with mpmath.workprec(150):
@@ -125,10 +128,10 @@ def lattice_tables(sigma: float) -> LatticeTables:
         np.searchsorted(thresholds, u, side="right").astype(np.int16) - np.int16(reach)
         for u in (index, index | np.uint64((1 << 48) - 1))
     )
-    # The bracket is widened by two fixed-point steps: far more than the error of a double quantile.
+    # The bracket is widened by two fixed-point steps, far more than the error of a quantile in double precision.
     with np.errstate(divide="ignore"):
         edges = ndtri(np.arange(65537) / 65536.0) * float(s) * _ONE
-    # Only the infinite ends may be cut: at the largest sigma the others reach 1.12e9. Room is left for adding x.
+    # Only the infinite ends are cut. At the largest sigma the finite ends reach 1.12e9, and room is left to add x.
     edges = np.clip(edges, -(2.0**31 - 2.0**20), 2.0**31 - 2.0**20)
     bracket = np.stack([np.floor(edges[:-1]) - 2, np.ceil(edges[1:]) + 2], axis=1).astype(np.int32)
     return LatticeTables(
@@ -149,7 +152,7 @@ def _digest(stream: str, purpose: Purpose, role: str, seed: bytes) -> bytes:
 
 
 class ExactNoise:
-    """Q(x + eps) drawn exactly, as lattice integers; see the module's text for the normative stream."""
+    """Q(x + eps) drawn exactly, as lattice integers. The module's text specifies the stream."""
 
     name = "exact-lattice/1"
     caveat = ""
@@ -161,7 +164,10 @@ class ExactNoise:
         self.tables = lattice_tables(sigma)
 
     def tau(self, x: FixedPoint) -> float:
-        """d times a bound on the sum of the threshold errors of one coordinate (which bounds its total variation)."""
+        """Returns d times a bound on the sum of the threshold errors of one coordinate.
+
+        That sum bounds the coordinate's total variation distance.
+        """
         cells = len(self.tables.thresholds) + 2
         error = 2.0**-64
         if bool(((x & (_ONE - 1)) != 0).any()):
@@ -171,7 +177,7 @@ class ExactNoise:
         return float(x.size * cells * error)
 
     def sample(self, x: FixedPoint, seed: bytes, purpose: Purpose, start: int, stop: int) -> npt.NDArray[np.int16]:
-        """The noisy copies [start, stop) of x `int32 [H, W, C]`, in lattice steps: `int16 [k, H, W, C]`."""
+        """Returns the noisy copies [start, stop) of x `int32 [H, W, C]`, in lattice steps: `int16 [k, H, W, C]`."""
         flat = np.ascontiguousarray(x).reshape(-1)
         whole = (flat + np.int32(_HALF)) >> FRACTION_BITS
         fraction = flat - (whole << FRACTION_BITS)
@@ -198,7 +204,7 @@ class ExactNoise:
             their_index.append(index.reshape(-1)[found])
             found += (first - start) * flat.size
             straddlers.append(found)
-        # All at once: many small steps in several threads would spend their time handing the interpreter on.
+        # All chunks together: many small steps would make the threads wait for the interpreter lock.
         if straddlers and (where := np.concatenate(straddlers)).size:
             out.reshape(-1)[where] = self._refine(where, np.concatenate(their_index), start, fraction, low_key)
         out += base
@@ -212,7 +218,7 @@ class ExactNoise:
         fraction: npt.NDArray[np.int32],
         key: npt.NDArray[np.uint32],
     ) -> npt.NDArray[np.int16]:
-        """z - m at the given places of copies from `first` on, by all 64 bits of U."""
+        """Returns z - m at the given places of the copies from `first` on, by all 64 bits of U."""
         size, tables = len(fraction), self.tables
         address = straddlers.astype(np.uint64) + np.uint64(first * size)
         full = np.full_like(address, 0)
@@ -229,7 +235,7 @@ class ExactNoise:
         count = np.searchsorted(tables.thresholds, u, side="right")
         f = fraction[straddlers % size].astype(np.float64) / _ONE
         if f.any():
-            # |f| <= 1/2 moves the value by one cell at most: only the two neighbouring thresholds matter.
+            # |f| <= 1/2 moves the value by at most one cell, so that only the two neighbouring thresholds matter.
             top = len(tables.thresholds) - 1
             below = (count == 0) | (u >= self._threshold(np.maximum(count - 1, 0), f))
             above = (count <= top) & (u >= self._threshold(np.minimum(count, top), f))
@@ -237,7 +243,7 @@ class ExactNoise:
         return (count - tables.reach).astype(np.int16)
 
     def _threshold(self, j: npt.NDArray[np.intp], f: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
-        """T_j(f), for f in lattice steps."""
+        """Returns T_j(f), for f in lattice steps."""
         correction = np.zeros_like(f)
         for coefficients in self.tables.taylor[::-1]:
             correction = (correction + coefficients[j]) * f
@@ -248,14 +254,14 @@ class ExactNoise:
 
 
 class _IndexStream:
-    """The 16-bit indices of a seed's stream, by copy."""
+    """The 16-bit indices of one seed's stream, addressed by copy."""
 
     def __init__(self, digest: bytes, size: int) -> None:
         self.key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
         self.size, self.blocks = size, -(-size // 16)
 
     def read(self, first: int, last: int) -> npt.NDArray[np.uint16]:
-        """The indices `uint16 [last - first, size]`."""
+        """Returns the indices of the copies [first, last): `uint16 [last - first, size]`."""
         # NumPy increments the counter before its first use.
         counter = (first * self.blocks - 1) % (1 << 256)
         generator = np.random.Philox(counter=counter, key=self.key)
@@ -265,7 +271,7 @@ class _IndexStream:
 
 
 class GaussianNoise:
-    """x + eps in float32, as the papers' code does: certificates hold only up to floating-point error."""
+    """x + eps in float32, as the papers' code does. Certificates hold only up to floating-point error."""
 
     name = "gaussian/1"
     caveat = ", up to floating-point error of the added noise,"
@@ -276,16 +282,16 @@ class GaussianNoise:
         self.sigma = sigma
 
     def tau(self, x: FixedPoint) -> float:
-        """0: the floating-point error of this stream has no bound that could be subtracted."""
+        """Returns 0: the floating-point error of this stream has no bound that could be subtracted."""
         return 0.0
 
     def sample(self, x: FixedPoint, seed: bytes, purpose: Purpose, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """The noisy copies [start, stop) of x `int32 [H, W, C]`, in pixel values: `float32 [k, H, W, C]`."""
+        """Returns the noisy copies [start, stop) of x `int32 [H, W, C]`, in pixel values: `float32 [k, H, W, C]`."""
         pixels = (x / (_ONE * LATTICE_STEPS)).astype(np.float32)
         key = np.frombuffer(_digest(self.name, purpose, "normal", seed)[:16], dtype="<u8").astype(np.uint64)
         out = np.empty((stop - start, *x.shape), dtype=np.float32)
         for copy in range(start, stop):
-            # A normal takes a varying number of words, so that each copy has a counter range of its own.
+            # A normal takes a varying number of words. Each copy therefore has a counter range of its own.
             generator = np.random.Generator(np.random.Philox(counter=copy << 64, key=key))
             generator.standard_normal(out=out[copy - start], dtype=np.float32)
         out *= np.float32(self.sigma)

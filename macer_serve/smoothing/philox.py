@@ -13,7 +13,7 @@ _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def philox4x32(counter: tuple[U64, U64, U64, U64], key: tuple[int, int]) -> tuple[U64, U64, U64, U64]:
-    """The four 32-bit words (in uint64 arrays) of the given counters; every array has the same shape."""
+    """Returns the four 32-bit words of the given counters, in uint64 arrays of one shape."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):

@@ -66,7 +66,7 @@ class Plan:
             raise ParameterError("predict takes n and alpha only: it has no radius to stop at")
 
     def _take_numpys_numbers(self) -> None:
-        """Turns NumPy's numbers into Python's, which records can hold; leaves everything else as it is."""
+        """Replace NumPy's numbers by Python's, which records can hold. Other values stay as they are."""
         for name in ("n0", "n", "alpha", "radius", "tolerance", "beta"):
             value = getattr(self, name)
             if isinstance(value, np.integer | np.floating):
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def selection(self) -> int:
-        """Selection votes; PREDICT needs none."""
+        """The number of selection votes. PREDICT needs none."""
         return 0 if self.mode == "predict" else self.n0
 
     @property

@@ -1,4 +1,4 @@
-"""Seeds and macs: what a server's secret is used for, each use under a key of its own."""
+"""Seeds and macs, which are derived from the secret of whoever issues certificates."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ MIN_SECRET_BYTES = 16
 
 
 def new_secret() -> bytes:
-    """256 fresh bits from the operating system."""
+    """Returns 256 fresh bits from the operating system."""
     return secrets.token_bytes(32)
 
 
 def check_secret(secret: bytes) -> bytes:
-    """The secret itself; raises `ParameterError` where it is too short to be unguessable."""
+    """Returns the secret itself. Raises `ParameterError` if it is too short to be unguessable."""
     if len(secret) < MIN_SECRET_BYTES:
         raise ParameterError(f"the secret must have at least {MIN_SECRET_BYTES} bytes, not {len(secret)}")
     return secret
 
 
 def derive_seed(secret: bytes, input_digest: str, checkpoint_digest: str) -> bytes:
-    """The 128-bit noise seed of an input: unpredictable without the secret, the same for the same input.
+    """Returns the 128-bit noise seed of an input: unpredictable without the secret, the same for the same input.
 
-    The plan is left out on purpose: another n, alpha or stopping rule reads the same votes, and buys no redraw.
+    The plan is left out on purpose. Another n, alpha or stopping rule reads the same votes and is no second chance.
     """
     message = b"\0".join([b"seed", input_digest.encode(), checkpoint_digest.encode()])
     return hmac.new(secret, message, hashlib.sha256).digest()[:16]
 
 
 def mac(secret: bytes, message: bytes) -> str:
-    """`hmac-sha256:...` of a certificate's canonical JSON."""
+    """Returns the mac of a certificate's canonical JSON, `hmac-sha256:...`."""
     return "hmac-sha256:" + hmac.new(secret, b"certificate\0" + message, hashlib.sha256).hexdigest()
 
 
 def mac_holds(secret: bytes, message: bytes, claimed: str) -> bool:
-    """Whether `claimed` is the mac of `message`, compared in constant time."""
+    """Returns whether `claimed` is the mac of `message`, compared in constant time."""
     return hmac.compare_digest(mac(secret, message).encode(), claimed.encode(errors="surrogatepass"))

@@ -1,11 +1,11 @@
-"""Checking certificates that someone else issued: what follows from a record, and what one's own votes say to it.
+"""Checking certificates that someone else issued: consistency of the record, and a test by votes of one's own.
 
     certificate, answer = read_certificate(Path("certificate.json").read_bytes())
     report = verify(certificate, "image.png", load_config("bundled:cifar10"), answer=answer)
     report.verdict, report.findings
 
-With the issuer's secret, the mac and the votes themselves are checked, so that a record that is consistent but
-invented is found out. Without it, fresh votes are drawn, and contradict only a claim that is clearly too high.
+With the issuer's secret, the mac and the votes themselves are checked, so that a consistent but invented record is
+found out. Without the secret, fresh votes are drawn. They contradict only a claim that is clearly too high.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from macer_serve.voters import Voter
 __all__ = ["FRESH_VOTES", "Finding", "Verification", "read_certificate", "verify"]
 
 FRESH_VOTES = 10_000
-# An auditor's own file: the issuer may have accepted more than our server does.
+# The image is an auditor's own file, and the issuer may have accepted larger uploads than our server does.
 _LIMITS = UploadLimits(bytes=2**28, pixels=MAX_PIXELS)
 
 
@@ -45,12 +45,13 @@ def verify(
     seed: bytes | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Verification:
-    """What holds of the certificate, about this image and the checkpoint of `config`.
+    """Returns what holds of the certificate, about this image and the checkpoint of `config`.
 
-    `voter` makes an engine of the checkpoint for a noise; it is called only where votes are to be drawn, and without
-    it none are. With the issuer's `secret` the record's votes are counted again, else, or where the engine is not the
-    record's, `votes` fresh ones are drawn under `seed` (default: a random one); 0 draws none. `answer` is the document
-    that the certificate came in. Raises `UploadError` for an unacceptable image, `ParameterError` for votes below 0.
+    `voter` opens a voter of the checkpoint for a noise. It is called only if votes are to be drawn; if it is None, none
+    are. With the issuer's `secret` the record's votes are counted again. Without it, or if the engine is not the
+    record's, `votes` fresh votes are drawn under `seed` (default: a random seed). `answer` is the document that the
+    certificate came in. Raises `UploadError` for an unacceptable image, `ParameterError` for a number of votes outside
+    0 to 10,000,000.
     """
     if not 0 <= votes <= 10**7:
         raise ParameterError(f"votes must lie between 0 and 10,000,000, not {votes}")
@@ -75,7 +76,7 @@ def verify(
 
 
 def _around(c: Certificate, answer: dict[str, Any] | None) -> list[Finding]:
-    """Whether the answer around the certificate says what the certificate says."""
+    """Returns whether the answer around the certificate says what the certificate says."""
     if answer is None:
         return []
     names = ("label", "class_id", "abstained", "radius", "upload_radius", "reason", "stopped", "n")
@@ -101,7 +102,7 @@ def _model(c: Certificate, config: CheckpointConfig, basis: Basis | None) -> lis
 
 
 def _input(c: Certificate, question: Question, same_model: bool) -> list[Finding]:
-    """Whether the image is the record's: its size, and the digest of what the model sees of it."""
+    """Returns whether the image is the record's, by its size and by the digest of the model input."""
     if c.input.get("upload_shape") != list(question.upload_shape):
         words = f"{shown(c.input.get('upload_shape'))} is recorded, the image is {shown(list(question.upload_shape))}"
         return [Finding("image", "does not hold", words, MismatchError)]
@@ -126,7 +127,7 @@ def _input(c: Certificate, question: Question, same_model: bool) -> list[Finding
 
 
 def _tau(c: Certificate, tau: float) -> list[Finding]:
-    """Nothing where the record's tau is that of this very input: on the lattice or off it, which it alone can say."""
+    """Returns a finding if the record's tau is not that of this input: only the input shows if it is on the lattice."""
     return [] if c.tau == tau else [agrees("tau", float(c.tau), tau, "the image", error=InconsistentError)]
 
 
@@ -151,7 +152,7 @@ def _votes(
     seed: bytes | None,
     progress: Progress,
 ) -> list[Finding]:
-    """The record's votes counted again, or met by fresh ones."""
+    """Returns the findings of counting the record's votes again, or of testing the record by fresh votes."""
     again, fresh = "votes counted again", "fresh votes"
     if voter is None or (secret is None and not votes):
         why = "no votes were to be drawn"

@@ -1,4 +1,4 @@
-"""An engine like a record's own, as far as this machine has one: only the same function gives the same votes."""
+"""The engine that a record names, if this machine has it. Only the same function gives the same votes."""
 
 from __future__ import annotations
 

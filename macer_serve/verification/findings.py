@@ -1,4 +1,4 @@
-"""What a verification finds, line by line, and the verdict that follows."""
+"""The findings of a verification, line by line, and the verdict that follows from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Outcome = Literal["holds", "does not hold", "not checked"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `error` is what it means where it does not hold."""
+    """One check and its outcome. `error` says what it means if the check does not hold."""
 
     check: str
     outcome: Outcome
@@ -33,7 +33,7 @@ class Verification:
 
     @property
     def error(self) -> VerificationError | None:
-        """What is wrong, the gravest first; None where everything that was checked holds."""
+        """The gravest error; None if everything that was checked holds."""
         for kind in (InconsistentError, MismatchError, ContradictedError):
             if named := [f.check for f in self.failed if f.error is kind]:
                 which = "" if kind is ContradictedError else f": {', '.join(named)}"
@@ -49,7 +49,7 @@ class Verification:
         return "everything that was checked holds" + (f"; not checked: {', '.join(unchecked)}" if unchecked else "")
 
     def to_json(self) -> dict[str, Any]:
-        """The findings as JSON values."""
+        """Returns the findings as JSON values."""
         return {
             "holds": self.error is None,
             "verdict": self.verdict,
@@ -67,13 +67,13 @@ def unchecked(check: str, why: str) -> Finding:
 
 
 def escaped(text: str) -> str:
-    """Text that may quote a record as a terminal may show it: one short line of ASCII."""
+    """Returns text that may quote a record as one short line of ASCII, safe for a terminal."""
     text = text.encode("unicode_escape").decode()
     return text if len(text) <= 300 else f"{text[:290]}..."
 
 
 def shown(value: Any) -> str:
-    """A value of a record as a terminal may show it: one short line of ASCII, whatever the record holds."""
+    """Returns a value of a record as one short line of ASCII, safe for a terminal whatever the record holds."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:76]}..."
 
@@ -81,7 +81,7 @@ def shown(value: Any) -> str:
 def agrees(
     check: str, recorded: Any, derived: Any, source: str, *, error: type[VerificationError] = InconsistentError
 ) -> Finding:
-    """Whether a recorded value is the one that follows from `source`."""
+    """Returns whether a recorded value is the value that follows from `source`."""
     if recorded == derived and type(recorded) is type(derived):
         return holds(check, f"{shown(recorded)}: follows from {source}")
     words = f"{shown(recorded)} is recorded, {shown(derived)} follows from {source}"

@@ -1,4 +1,4 @@
-"""Certificates from outside: whatever the bytes, what comes out is a `Certificate` or a `ParameterError`."""
+"""Reading certificates from outside. Any bytes give a `Certificate` or a `ParameterError`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MAX_DEPTH = 6  # an answer, its certificate, votes, a class, a pair: five
 
 
 def read_certificate(data: bytes) -> tuple[Certificate, dict[str, Any] | None]:
-    """The certificate in a JSON document, and the answer of `POST /predict` around it, if it came in one.
+    """Returns the certificate in a JSON document, and the answer of `POST /predict` around it, if there is one.
 
-    Raises `ParameterError` for anything else: not UTF-8, not JSON, NaN, a name given twice, too large or too deep.
+    Raises `ParameterError` for a document that is not UTF-8 or JSON, holds NaN or a repeated name, or is too large.
     """
     try:
         return _read(data)
@@ -41,7 +41,7 @@ def _read(data: bytes) -> tuple[Certificate, dict[str, Any] | None]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object; a name given twice would read differently elsewhere."""
+    """Returns the object. Raises `ParameterError` for a repeated name, which other readers would read differently."""
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ParameterError("not a certificate: a name is given twice in one object")
@@ -55,7 +55,7 @@ def _number(text: str) -> float:
 
 
 def _check(document: Any) -> None:
-    """Raises `ParameterError` for what is nested too deeply, and for numbers that no certificate holds."""
+    """Raise `ParameterError` for values that are nested too deeply, and for numbers that no certificate holds."""
     level = [document]
     for _ in range(MAX_DEPTH + 1):
         inner: list[Any] = []

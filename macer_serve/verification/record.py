@@ -1,8 +1,8 @@
-"""What follows from a record alone: pure functions of its fields, no image, no network.
+"""Checks of a record by itself: pure functions of its fields, without image or network.
 
-A derived field is compared with what follows from the fields before it, taken as recorded where they hold: so that
-one changed field is named, and not all that follow from it. Bounds need agree to 1e-9 of their distance from 0 and 1
-only: other versions of SciPy differ in last digits, and rounding radii down allows for more than that.
+A derived field is compared with the value that follows from the fields before it. Earlier fields are taken as recorded
+if they hold, so that one changed field is named and not every field that follows from it. Bounds must agree to 1e-9 of
+their distance from 0 and 1, because versions of SciPy differ in last digits. Rounding radii down allows for more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EDGE = 1e-10  # absolute: radii before they are rounded down, by which 1e-9 is 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What a record rests on, readable: the plan, the estimation votes, and the class selected, if one was."""
+    """What a record rests on: the plan, the votes, and the selected class, if a class was selected."""
 
     plan: Plan
     votes: Votes
@@ -42,7 +42,7 @@ class Basis:
 
     @property
     def looked(self) -> bool:
-        """Whether the votes were evaluated: a fixed plan proves nothing before its last vote."""
+        """Whether the votes were evaluated. A fixed plan proves nothing before its last vote."""
         n = count(self.votes)
         return self.top is not None and n > 0 and (self.plan.kind != "fixed" or n == self.plan.n)
 
@@ -50,9 +50,9 @@ class Basis:
 def examine_record(
     c: Certificate, classes: tuple[str, ...] | None, no_classes: str
 ) -> tuple[list[Finding], Basis | None]:
-    """The findings, and what votes can be compared with; None where the record is not even readable.
+    """Returns the findings, and what votes can be compared with; None if the record cannot be read.
 
-    `classes` are the labels of the model, where they are known; `no_classes` says why not.
+    `classes` are the labels of the model; if they are None, `no_classes` says why.
     """
     try:
         plan = Plan.from_json(c.plan)
@@ -102,7 +102,7 @@ def _sigma(c: Certificate) -> Finding:
 
 
 def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
-    """The votes, if they are votes."""
+    """Returns the votes, if they can be read, and the findings about them."""
     read: dict[str, Votes] = {}
     found = []
     for name, record in (("votes", c.votes), ("selection_votes", c.selection_votes)):
@@ -136,7 +136,7 @@ def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
 
 
 def _stopped(c: Certificate, basis: Basis) -> Finding:
-    """Whether a run of the plan may have ended like this, after so many votes. No guarantee rests on it."""
+    """Returns whether a run of the plan may have ended like this. No guarantee rests on it."""
     plan, n = basis.plan, count(basis.votes)
     if c.stopped == "n":
         lawful = n == plan.n
@@ -158,7 +158,7 @@ def _stopped(c: Certificate, basis: Basis) -> Finding:
 
 
 def _decisions(c: Certificate, basis: Basis) -> set[str | None]:
-    """What the look at these votes may have decided; a tolerance depends on the cap, which is not recorded."""
+    """Returns what the look at these votes may have decided. A tolerance depends on the cap, which is not recorded."""
     plan, top = basis.plan, basis.top
     assert top is not None
     try:
@@ -171,7 +171,7 @@ def _decisions(c: Certificate, basis: Basis) -> set[str | None]:
 
 
 def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
-    """The proof that the record should state, its fields as recorded where they hold."""
+    """Returns the proof that the record should state, with its fields as recorded if they hold."""
     plan, source = basis.plan, "votes, plan and tau"
     if not (0.005 <= c.sigma <= 4.0 and 0.0 <= c.tau <= 1.0):
         return None, [unchecked("p_lower, p_upper, radius", "sigma or tau are outside their range")]
@@ -192,7 +192,7 @@ def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
     if plan.mode == "certify":
         class_id = basis.top if proof.p_lower > proof.p_upper else None
         radius = two_sided_radius(proof.p_lower, proof.p_upper, c.sigma)
-        # Only at the edge of the last digit shown do two values agree.
+        # Two values are accepted only at the edge of the last digit shown.
         either = {round_down(max(0.0, radius - _EDGE)), round_down(radius + _EDGE), proof.radius}
         lawful = float(c.radius) if c.radius in either else round_down(radius)
         proof = replace(proof, class_id=class_id, radius=lawful)
@@ -203,7 +203,7 @@ def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
 
 
 def _as_recorded(recorded: float, derived: float) -> float:
-    """The recorded probability where it is the derived one but for last digits; else the derived one."""
+    """Returns the recorded probability if it agrees with the derived one but for last digits, else the derived one."""
     same = 0.0 <= recorded <= 1.0 and abs(recorded - derived) <= _SAME * min(derived, 1.0 - derived)
     return float(recorded) if same else derived
 
@@ -211,7 +211,7 @@ def _as_recorded(recorded: float, derived: float) -> float:
 def _words(
     c: Certificate, basis: Basis, proof: Proof, classes: tuple[str, ...] | None, no_classes: str
 ) -> list[Finding]:
-    """Statement, reason and label."""
+    """Returns the findings about statement, reason and label."""
     claim = Claim(
         class_id=proof.class_id,
         radius=proof.radius,
@@ -234,7 +234,7 @@ def _words(
 
 
 def _fit(c: Certificate) -> tuple[Fit | None, list[Finding]]:
-    """The map from upload to model input, built again from its sizes."""
+    """Returns the map from upload to model input, built again from its sizes, and the findings about it."""
     try:
         size, crop = _sizes(c.fit["upload_size"], 2), _sizes(c.fit["crop"], 2)
         (resize, channels) = _sizes([c.fit["resize"], c.fit["channels"]], 2)
@@ -264,7 +264,7 @@ def _sizes(value: Any, length: int) -> tuple[int, ...]:
 
 
 def _through_fit(c: Certificate, proof: Proof, fit: Fit) -> list[Finding]:
-    """What depends on the fit: the radius at the upload, and tau."""
+    """Returns the findings about what depends on the fit: the radius at the upload, and tau."""
     dims = fit.channels * fit.crop[0] * fit.crop[1]
     derived = upload_radius(proof.radius, fit, dims)
     found = [agrees("upload_radius", float(c.upload_radius), float(derived), "radius and fit")]

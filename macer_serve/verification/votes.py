@@ -1,4 +1,4 @@
-"""Votes of one's own, to hold against a record's: the same ones counted again, or fresh ones."""
+"""Votes that test a record: the record's own votes counted again, or fresh votes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]  # votes counted, of how many
 
 
 def recounted(basis: Basis, question: Question, voter: Voter, progress: Progress) -> Finding:
-    """Whether the record's votes are those of the question's own seed: identical, or not."""
+    """Returns whether the record's votes are the votes of the input's own seed."""
     recorded: dict[Purpose, Votes] = {"selection": basis.selection_votes, "estimation": basis.votes}
     draws = [Draw(purpose, 0, count(v), basis.plan.soft_beta) for purpose, v in recorded.items() if count(v)]
     tally = Tally(draws)
@@ -38,7 +38,7 @@ def recounted(basis: Basis, question: Question, voter: Voter, progress: Progress
 def met_by_fresh_votes(
     c: Certificate, basis: Basis, question: Question, voter: Voter, n: int, seed: bytes | None, progress: Progress
 ) -> Finding:
-    """Whether `n` fresh votes under a random seed contradict the record."""
+    """Returns whether `n` fresh votes under `seed` (default: a random seed) contradict the record."""
     proof = Proof(c.class_id, c.radius, c.p_lower, c.p_upper)
     if basis.top is None or (proof.p_lower <= 0.0 and proof.class_id is None):
         return unchecked("fresh votes", "the record claims nothing that they could contradict")
