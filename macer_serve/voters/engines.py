@@ -181,7 +181,13 @@ def open_engines(classifier: BaseClassifier, options: VoterOptions, passes: Pass
 
     Raises `EngineError` if a package or the hardware is missing.
     """
-    module: Any = importlib.import_module(ENGINES[options.engine])
+    try:
+        module: Any = importlib.import_module(ENGINES[options.engine])
+    except ModuleNotFoundError as error:
+        package = (error.name or "?").partition(".")[0]
+        raise EngineError(
+            f"engine {options.engine} needs the package {package}, which is not installed: pip install {package}"
+        ) from error
     yield from module.open_engines(classifier, options, passes)
 
 

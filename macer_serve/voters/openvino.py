@@ -6,6 +6,7 @@ operations run as true int8 all the same.
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,17 @@ def open_engines(classifier: BaseClassifier, options: VoterOptions, passes: Pass
     yield OpenVinoEngine(graph, plain_graph(classifier, precision, graph), precision, passes)
 
 
+@functools.cache
+def _core() -> openvino.Core:
+    """Returns the one `Core` of this process, which is never closed.
+
+    On a CPU with AMX each `Core` gives its thread a new stack for signals, and frees that stack when it is closed. If
+    another thread closes it, or a younger `Core` is closed after it, the thread is left with a freed stack. The next
+    signal, such as Ctrl-C or the end of a child process, then ends the process.
+    """
+    return openvino.Core()
+
+
 class OpenVinoEngine:
     """The logits of an ONNX graph; see `macer_serve.voters.engines.Engine`."""
 
@@ -46,7 +58,7 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": passes.workers,
             "ENABLE_CPU_PINNING": False,  # other replicas may share the cores
         }
-        core = openvino.Core()
+        core = _core()
         try:
             self._compiled = {}
             for size in passes.batch_sizes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -275,3 +277,56 @@ def test_a_fourth_engine_is_one_file_and_one_entry(monkeypatch: pytest.MonkeyPat
             assert EngineName.parse(voter.engine).engine == engine
             counted.append(voter.submit([task]).result()[0])
     np.testing.assert_array_equal(*counted)
+
+
+CLOSED_BY_OTHERS = """
+import gc, signal, subprocess, threading
+import torch
+from cases import voter_of
+
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+opened = []
+
+def open_one():
+    opened.append(voter_of(network, input_shape=(3, 4, 4), sigma=0.25, engine="openvino", workers=1))
+
+def close_all():
+    while opened:
+        opened.pop(0).close()
+        gc.collect()
+
+open_one()
+open_one()
+closer = threading.Thread(target=close_all)
+closer.start()
+closer.join()
+signal.signal(signal.SIGCHLD, lambda number, frame: None)
+for _ in range(3):
+    subprocess.run(["true"], check=True)
+print("alive")
+"""
+
+
+def test_signals_are_survived_after_voters_were_closed_in_any_order_and_thread() -> None:
+    """On a CPU with AMX, OpenVINO leaves a thread without a stack for signals if its core is closed by another one."""
+    pytest.importorskip("openvino")
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_BY_OTHERS],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    assert "alive" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnx"])
+def test_an_engine_without_its_package_says_which_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = {"openvino": "openvino", "onnx": "onnxruntime"}[name]
+    for loaded in [m for m in sys.modules if m.split(".")[0] == package or m == ENGINES[name]]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EngineError, match=f"needs the package {package}, .* pip install {package}"):
+        voter_of(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), input_shape=(3, 4, 4), sigma=0.25, engine=name)
