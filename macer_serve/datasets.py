@@ -164,7 +164,7 @@ def load_dataset(name: str, root: str | Path, split: Split, *, download: bool = 
     if info.is_tree:
         tree = _tree(info, root, split)
         try:
-            folder = datasets.ImageFolder(str(tree), loader=_decoded)
+            folder = datasets.ImageFolder(str(tree), loader=read_image)
         except FileNotFoundError as error:
             raise DataError(f"{tree}: {error}") from error
         names = class_names(folder.classes, (tree.parent, root, root / name))
@@ -190,7 +190,11 @@ def load_dataset(name: str, root: str | Path, split: Split, *, download: bool = 
     return ImageSet(info, source, classes)
 
 
-def _decoded(path: str) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
+    """Returns a file's pixels, uint8 `[height, width, 3]`, RGB, as the decoder of uploads does.
+
+    Raises `DataError`, which names the file, for what the decoder refuses.
+    """
     from macer_serve.images import DEFAULT_LIMITS  # here, since `macer --help` loads this module and needs no Pillow
     from macer_serve.inputs import pixels_of
 

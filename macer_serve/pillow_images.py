@@ -10,7 +10,7 @@ from macer_serve.errors import MacerError, ParameterError, UndecodableError, Uns
 from macer_serve.images import DEFAULT_LIMITS, UploadLimits, check_size, decode
 from macer_serve.pixels import upright_rgb
 
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "I;16L")
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "I;16L", "I;16N")
 _OUR_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")  # MPO: a JPEG with a second picture, which the decoder judges
 _FROM_NUMBERS = 'scale its values to 0 to 255, then image.convert("L")'
 _CONVERSIONS = {
