@@ -50,8 +50,8 @@ def of_pillow(image: Image.Image, limits: UploadLimits = DEFAULT_LIMITS) -> NDAr
         raise UndecodableError("the Pillow image cannot be loaded: its file is truncated, damaged or closed") from error
     if not all(np.array_equal(pixels, other) for other in others):
         raise ParameterError(
-            'the image has a transparent colour (image.info["transparency"]), and Pillow no longer tells of how many '
-            'bits: give the file itself, or np.asarray(image.convert("RGB")) to ignore transparency'
+            "the image has a transparent colour, and Pillow no longer tells of how many bits: give the file itself, or "
+            'del image.info["transparency"] first to ignore it'
         )
     return pixels
 

@@ -34,7 +34,7 @@ def _rgb(image: Image.Image, depth: int) -> NDArray[np.uint8]:
         rgb[(rgb == np.array([k >> 8 if depth == 16 else k & 255 for k in key], np.uint8)).all(axis=2)] = 255
         return rgb
     if image.mode not in ("LA", "RGBA") and not (image.mode == "P" and image.has_transparency_data):
-        return np.array(image.convert("RGB"))  # RGB, palette, CMYK
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # RGB, palette, CMYK
     rgba = np.asarray(image.convert("RGBA")).reshape(-1, 4)
     over = np.empty((len(rgba), 3), np.uint8)
     for at in range(0, len(rgba), 2**20):  # in pieces: 16-bit intermediates of a whole upload are large
