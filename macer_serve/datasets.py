@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from macer_serve.class_names import class_names
-from macer_serve.errors import DataError, ParameterError
+from macer_serve.errors import DataError, ParameterError, UploadError
 
 Split = Literal["train", "test"]
 
@@ -38,7 +38,7 @@ class DatasetInfo:
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TREE = (
-    "{root}/train/<class>/*.JPEG and {root}/val/<class>/*.JPEG, one folder a class "
+    "{root}/train/<class>/*.JPEG and {root}/val/<class>/*.JPEG (or PNG, WebP), one folder a class "
     "(torchvision's ImageFolder; also accepted with a folder of the data set's name in between)"
 )
 
@@ -91,6 +91,7 @@ def dataset_info(name: str) -> DatasetInfo:
 class ImageSet(Sequence[tuple[npt.NDArray[np.uint8], int]]):
     """Decoded images `uint8 [height, width, channels]` with their labels, in the data set's own order.
 
+    Image files are read by the decoder of uploads, with its default limits. Raises `DataError` for one it refuses.
     `folders` is what the classes are called on disk; the same as `classes` where they have no other names.
     """
 
@@ -163,7 +164,7 @@ def load_dataset(name: str, root: str | Path, split: Split, *, download: bool = 
     if info.is_tree:
         tree = _tree(info, root, split)
         try:
-            folder = datasets.ImageFolder(str(tree), loader=_open_rgb)
+            folder = datasets.ImageFolder(str(tree), loader=read_image)
         except FileNotFoundError as error:
             raise DataError(f"{tree}: {error}") from error
         names = class_names(folder.classes, (tree.parent, root, root / name))
@@ -189,11 +190,16 @@ def load_dataset(name: str, root: str | Path, split: Split, *, download: bool = 
     return ImageSet(info, source, classes)
 
 
-def _open_rgb(path: str) -> Any:
-    from PIL import Image
+def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
+    """Returns a file's pixels, uint8 `[height, width, 3]`, RGB, as the decoder of uploads does.
+
+    Raises `DataError`, which names the file, for what the decoder refuses.
+    """
+    from macer_serve.images import DEFAULT_LIMITS  # here, since `macer --help` loads this module and needs no Pillow
+    from macer_serve.inputs import pixels_of
 
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow raises whatever a damaged file provokes, SyntaxError among them
-        raise DataError(f"{path}: unreadable image ({error}); remove or replace it") from error
+        return pixels_of(path, DEFAULT_LIMITS)
+    except UploadError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path}: unreadable image ({reason}); remove or replace it") from error

@@ -1,7 +1,7 @@
-"""Decoding of uploads, which are hostile until proved otherwise, to 8-bit RGB pixels.
+"""The only decoder of image files, for uploads and data sets alike: PNG, JPEG or WebP bytes to 8-bit RGB pixels.
 
-An upload means its decoded RGB pixels. Colour profiles are not applied: the network sees the numbers in the
-file. Whatever a file makes Pillow do, only arrays and `UploadError`s come out of here.
+Uploads are hostile until proved otherwise: whatever a file makes Pillow do, only arrays and `UploadError`s come out of
+here. An upload means its decoded RGB pixels. Colour profiles are not applied: the network sees the numbers in the file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, WebPImagePlugin  # noqa: F401  (registers WebP without loading every plugin there is)
 
 from macer_serve.errors import ParameterError, TooLargeError, UndecodableError, UnsupportedTypeError, UploadError
+from macer_serve.pixels import upright_rgb
 
 MAX_PIXELS = 89_478_485  # beyond this Pillow raises its own alarm
 MAX_PIECES = 50_000  # PNG chunks or JPEG segments; ten megabytes hold millions of empty ones, each costing time
@@ -74,24 +75,6 @@ def decode(data: bytes, limits: UploadLimits = DEFAULT_LIMITS) -> NDArray[np.uin
         raise UndecodableError(f"the image is truncated or damaged: {SEND} that opens elsewhere") from error
 
 
-def of_pillow(image: Image.Image, limits: UploadLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
-    """Returns the pixels of a Pillow image as `decode` gives those of its file: uint8 [height, width, 3], RGB.
-
-    Raises `UploadError` for an image of several pictures, too many pixels, or data that cannot be loaded.
-    """
-    if getattr(image, "n_frames", 1) != 1:
-        raise UnsupportedTypeError("an image of several pictures is not accepted: give one of them")
-    _check_size(*image.size, limits)
-    try:
-        image.load()
-        depth = 16 if image.mode.startswith("I") else 8
-        return np.ascontiguousarray(_oriented(_rgb(image, depth), _orientation(image.info.get("exif", b""))))
-    except UploadError:
-        raise
-    except Exception as error:  # it may be a file that was opened and not yet decoded
-        raise UndecodableError("the Pillow image cannot be loaded: its file is truncated, damaged or closed") from error
-
-
 def _decode(data: bytes, limits: UploadLimits) -> NDArray[np.uint8]:
     depth, exif = 8, b""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -109,12 +92,12 @@ def _decode(data: bytes, limits: UploadLimits) -> NDArray[np.uint8]:
     with Image.open(BytesIO(data), formats=(kind,)) as image:
         if image.format != kind or getattr(image, "n_frames", 1) != 1:
             raise UnsupportedTypeError(f"more than one picture in a file is not accepted: {SEND} of one picture")
-        _check_size(*image.size, limits)
+        check_size(*image.size, limits)
         image.load()
-        return np.ascontiguousarray(_oriented(_rgb(image, depth), _orientation(exif or image.info.get("exif", b""))))
+        return upright_rgb(image, depth, exif or image.info.get("exif", b""))
 
 
-def _check_size(width: int, height: int, limits: UploadLimits) -> None:
+def check_size(width: int, height: int, limits: UploadLimits) -> None:
     if width < 1 or height < 1:
         raise UndecodableError(f"the image has no pixels ({width} x {height}): {SEND}")
     if width * height > limits.pixels:
@@ -129,7 +112,7 @@ def _scan_png(data: bytes, limits: UploadLimits) -> tuple[bytes, int, bytes]:
     width, height, depth = struct.unpack(">8x8xIIB", data[:25])
     if data[8:16] != b"\0\0\0\x0dIHDR":
         raise UndecodableError(f"the PNG file does not begin with its header: {SEND} that opens elsewhere")
-    _check_size(width, height, limits)
+    check_size(width, height, limits)
     kept, exif, position = [data[:8]], b"", 8
     for _ in range(MAX_PIECES):
         length, name = struct.unpack_from(">I4s", data, position)
@@ -167,7 +150,7 @@ def _scan_jpeg(data: bytes, limits: UploadLimits) -> tuple[bytes, bytes]:
         body = data[found.end() + 2 : position]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # frame header
             height, width = struct.unpack_from(">xHH", body)
-            _check_size(width, height, limits)
+            check_size(width, height, limits)
         elif marker == 0xDA:
             scans += 1
             if scans > MAX_SCANS:
@@ -196,58 +179,8 @@ def _scan_webp(data: bytes, limits: UploadLimits) -> None:
         width, height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
     else:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-    _check_size(width, height, limits)
+    check_size(width, height, limits)
     if kind == b"VP8X" and data[20] & 2:
         raise UnsupportedTypeError(f"an animated WebP is not accepted: {SEND} of one picture")
     if length + 8 > len(data):
         raise UndecodableError(f"the WebP file ends early, it is truncated: {SEND} that opens elsewhere")
-
-
-def _rgb(image: Image.Image, depth: int) -> NDArray[np.uint8]:
-    """The loaded image as uint8 [height, width, 3]; `depth` is a PNG's bits a channel, by which its tRNS counts."""
-    key = image.info.get("transparency")
-    if image.mode in ("1", "L") or image.mode.startswith("I"):
-        wide = np.asarray(image.convert("L") if image.mode == "1" else image)
-        grey = (wide >> 8 if image.mode.startswith("I") else wide).astype(np.uint8)
-        if key is not None:
-            full = (1 << depth) - 1
-            stretch = 255 // full if depth < 8 else 1  # Pillow has brought 1, 2 and 4 bits to 8, but not the key
-            grey[wide == (key & full) * stretch] = 255
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "RGB" and key is not None:  # Pillow keeps the high bytes of 16 bits: compare those
-        rgb = np.array(image)
-        rgb[(rgb == np.array([k >> 8 if depth == 16 else k & 255 for k in key], np.uint8)).all(axis=2)] = 255
-        return rgb
-    if image.mode not in ("LA", "RGBA") and not (image.mode == "P" and key is not None):
-        return np.array(image.convert("RGB"))  # RGB, palette, CMYK
-    rgba = np.asarray(image.convert("RGBA")).reshape(-1, 4)
-    over = np.empty((len(rgba), 3), np.uint8)
-    for at in range(0, len(rgba), 2**20):  # in pieces: 16-bit intermediates of a whole upload are large
-        piece = rgba[at : at + 2**20].astype(np.uint16)
-        alpha = piece[:, 3:]
-        over[at : at + 2**20] = (piece[:, :3] * alpha + 255 * (255 - alpha) + 127) // 255  # below 2^16; 255 has no ties
-    return over.reshape(image.height, image.width, 3)
-
-
-def _orientation(exif: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 (as stored) where it is absent or malformed."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    try:
-        if order:
-            (offset,) = struct.unpack_from(order + "I", tiff, 4)
-            (entries,) = struct.unpack_from(order + "H", tiff, offset)
-            for at in range(offset + 2, offset + 2 + 12 * entries, 12):
-                tag, kind, count, value = struct.unpack_from(order + "HHIH", tiff, at)
-                if (tag, kind, count) == (0x0112, 3, 1) and 1 <= value <= 8:
-                    return int(value)
-    except struct.error:
-        pass
-    return 1
-
-
-def _oriented(u: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The stored pixels as they are to be seen: the table of EXIF tag 0x0112."""
-    if orientation >= 5:
-        u, orientation = u.swapaxes(0, 1), {5: 1, 6: 2, 7: 3, 8: 4}[orientation]
-    return {1: u, 2: u[:, ::-1], 3: u[::-1, ::-1], 4: u[::-1]}[orientation]

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 
 from macer_serve.errors import ParameterError, UndecodableError
-from macer_serve.images import UploadLimits, decode, of_pillow
+from macer_serve.images import UploadLimits, decode
+from macer_serve.pillow_images import of_pillow
 
 Image = bytes | bytearray | str | Path | BinaryIO | Pillow.Image | npt.NDArray[np.uint8]
 
@@ -54,6 +55,11 @@ def _read(path: str | os.PathLike[str], limits: UploadLimits) -> bytes:
 
 
 def _of_array(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if type(pixels) not in (np.ndarray, np.memmap):  # a mask, or a matrix's own arithmetic, would be lost in silence
+        raise ParameterError(
+            f"pixels must be a plain NumPy array, not a {type(pixels).__name__}: give np.asarray(pixels), or "
+            "pixels.filled(value) if it is masked"
+        )
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ParameterError(f"pixels must be uint8 [H, W] or [H, W, C], not {pixels.dtype} {pixels.shape}")
     if pixels.ndim == 2:

@@ -18,6 +18,7 @@ from PIL import Image
 from macer_serve.class_names import class_names
 from macer_serve.datasets import DATASETS, Split, dataset_info, load_dataset
 from macer_serve.errors import DataError, ParameterError
+from macer_serve.images import DEFAULT_LIMITS
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 
@@ -138,6 +139,24 @@ def test_an_unreadable_image_is_named(tree: Path) -> None:
     images = load_dataset("imagenet", tree, "test")
     with pytest.raises(DataError, match=r"n01/0\.png: unreadable image .*remove or replace it"):
         images[0]
+
+
+def test_files_that_no_server_would_take_are_named(tree: Path) -> None:
+    """Of another type, of too many bytes or pixels, or not readable: what is measured could not be served."""
+    folder = tree / "val" / "n01"
+    Image.new("RGB", (5, 4)).save(folder / "0.bmp")
+    (folder / "1.png").write_bytes(bytes(DEFAULT_LIMITS.bytes + 1))
+    Image.new("1", (5001, 5000)).save(folder / "2.png")
+    (folder / "3.png").symlink_to("nowhere")
+    images = load_dataset("imagenet", tree, "test")
+    paths = [path for path, _ in images.source.samples[:5]]
+    assert paths == [f"{folder / name}" for name in ("0.bmp", "0.png", "1.png", "2.png", "3.png")]
+    reasons = {0: "BMP is not accepted", 2: "bytes; send at most", 3: "pixels; send at most", 4: "No such file"}
+    for index, reason in reasons.items():
+        expected = re.escape(f"{paths[index]}: unreadable image (") + f".*{reason}.*; remove or replace it"
+        with pytest.raises(DataError, match=expected) as caught:
+            images[index]
+        assert str(caught.value).count(str(folder)) == 1
 
 
 def test_grey_and_palette_images_become_three_channels(tree: Path) -> None:

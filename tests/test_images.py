@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import Bytes8, chunk, exif, noise, png, saved
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -18,36 +19,6 @@ from macer_serve.errors import ParameterError, TooLargeError, UndecodableError, 
 from macer_serve.images import MAX_PIXELS, UploadLimits, decode
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
-
-Bytes8 = NDArray[np.uint8]
-
-
-def noise(*shape: int, seed: int = 0) -> Bytes8:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def saved(image: Image.Image | Bytes8, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, kind, **options)
-    return out.getvalue()
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, *between: bytes) -> bytes:
-    """A hand-written PNG; `rows` are its raw scan lines, without filter bytes; `between` are chunks before the data."""
-    stride = len(rows) // height if height else 0
-    lines = b"".join(b"\0" + rows[i * stride : (i + 1) * stride] for i in range(height))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    body = header + b"".join(between) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def exif(orientation: int, order: str = "<") -> bytes:
-    head = b"II*\0" if order == "<" else b"MM\0*"
-    return b"Exif\0\0" + head + struct.pack(order + "IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
 def over_white(rgba: Bytes8) -> Bytes8:

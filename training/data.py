@@ -110,19 +110,17 @@ class _AugmentedTree(torch.utils.data.Dataset[tuple[Tensor, int] | DataError]):
         from torchvision.transforms import v2
 
         self.images, self.seed = images, seed
-        self.transform: Any = v2.Compose(
-            [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-        )
+        self.transform: Any = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
 
     def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int] | DataError:
         epoch, index = address
         try:
-            image, label = self.images.source[index]
+            pixels, label = self.images[index]
         except DataError as error:
             return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_for("cpu", self.seed, "augment", epoch, index).initial_seed())
-            return self.transform(image), label
+            return self.transform(torch.from_numpy(pixels).permute(2, 0, 1)), label
 
 
 class TreeBatches:

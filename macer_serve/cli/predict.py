@@ -46,13 +46,13 @@ def command(
 
     from tqdm import tqdm
 
-    from macer_serve.images import decode
+    from macer_serve.images import DEFAULT_LIMITS
+    from macer_serve.inputs import pixels_of
     from macer_serve.smoothed import SmoothedClassifier
     from macer_serve.smoothing.certification import Certification
 
     plan = plan_of(options, mode=mode)
-    data = _read(image)
-    decode(data)  # a bad picture is told before the network is warmed up
+    pixels = pixels_of(image, DEFAULT_LIMITS)  # a bad picture is told before the network is warmed up
     classifier = SmoothedClassifier.load(
         checkpoint,
         noise=noise,  # type: ignore[arg-type]  # click has checked the choice
@@ -68,7 +68,7 @@ def command(
                 bar.set_postfix_str(f"{label}  radius {claim.radius:.6f}", refresh=False)
             bar.update(run.drawn - bar.n)
 
-        certificate = classifier.certify(data, plan, progress=progress)
+        certificate = classifier.certify(pixels, plan, progress=progress)
     if as_json:
         click.echo(json.dumps(certificate.to_json(), indent=2, ensure_ascii=False))
     elif certificate.abstained:
@@ -81,12 +81,3 @@ def command(
             f"{certificate.label}  radius {certificate.radius:.6f}  upload radius {certificate.upload_radius:.6f}"
         )
         click.echo(certificate.statement)
-
-
-def _read(image: Path) -> bytes:
-    from macer_serve.errors import UndecodableError
-
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise UndecodableError(f"{image}: {error.strerror or error}") from error

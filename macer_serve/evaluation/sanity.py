@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scipy.stats import binom
 
+from macer_serve.datasets import read_image
 from macer_serve.errors import DataError
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.votes import Draw
@@ -69,13 +70,13 @@ def noisy_accuracy(
 ) -> NoisyAccuracy:
     """Returns how often the base classifier names an image's label on one noisy copy of it.
 
-    Raises `UploadError` for a file that is no image.
+    Raises `DataError` for a file that is no acceptable image.
     """
     assert g.voter is not None
     correct, size = 0, g.voter.batch_sizes[-1]
     for at in range(0, len(images), size):
         some = images[at : at + size]
-        asked = [g.question(path) for path, _ in some]
+        asked = [g.question(read_image(path)) for path, _ in some]
         votes = g.voter.submit([Task(q.x, q.seed, Draw("selection", 0, 1)) for q in asked]).result()
         for (_, label), vote in zip(some, votes, strict=True):
             correct += int(vote.argmax()) == label

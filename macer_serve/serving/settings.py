@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from macer_serve.errors import ParameterError
-from macer_serve.images import MAX_PIXELS
+from macer_serve.images import DEFAULT_LIMITS, MAX_PIXELS
 from macer_serve.smoothing.plan import Plan
 from macer_serve.voters import VoterOptions
 
@@ -85,8 +85,8 @@ class ModelSettings(_Strict):
 class LimitSettings(_Strict):
     """What one request, and all of them together, may ask for."""
 
-    bytes: Annotated[int, Field(ge=1, description="Upload size.")] = 10 * 2**20
-    pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS, description="Upload width x height.")] = 25_000_000
+    bytes: Annotated[int, Field(ge=1, description="Upload size.")] = DEFAULT_LIMITS.bytes
+    pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS, description="Upload width x height.")] = DEFAULT_LIMITS.pixels
     alpha: Annotated[float, Field(gt=0, lt=0.5, description="Largest alpha a client may choose.")] = 0.05
     timeout_s: Annotated[
         float, Field(gt=0, description="Seconds to vote, unless a request names fewer; and to upload.")

@@ -51,6 +51,16 @@ def test_a_wrong_range_is_warned_of(given: str, right: bool, network: Path, imag
     assert ("WARNING: this is near chance" in done.stderr) == (not right)
 
 
+def test_an_unreadable_image_is_named(network: Path, images: Path, tmp_path: Path) -> None:
+    (images / "dark" / "3.png").write_text("not an image")
+    done = macer(
+        "import", network, "--sigma", 0.25, "--classes", tmp_path / "names.txt", "--range", "0,255",
+        "--out", tmp_path / "out", "--check-dir", images,
+    )  # fmt: skip
+    assert done.exit_code == 4, done.output
+    assert f"{images / 'dark' / '3.png'}: unreadable image" in done.stderr
+
+
 @pytest.mark.parametrize(("correct", "near"), [(10, True), (20, True), (40, False), (100, False), (0, True)])
 def test_near_chance_is_no_better_than_a_guess_or_hardly(correct: int, near: bool) -> None:
     assert NoisyAccuracy(correct, 100, 0.1).near_chance == near

@@ -7,12 +7,18 @@ import struct
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from image_files import hundreds_of_files
 from PIL import Image
+
+from macer_serve.datasets import load_dataset
+from macer_serve.images import UploadLimits
+from macer_serve.smoothed import SmoothedClassifier
 
 MIB = 2**20
 PROBLEM = "application/problem+json"
@@ -136,6 +142,23 @@ def test_exif_orientation_is_applied(client: httpx.Client) -> None:
     one, other = (post(client, data, n=1).json()["certificate"]["input"] for data in (turned, upright))
     assert one == other
     assert one["upload_shape"] == [64, 48, 3]
+
+
+def test_the_input_is_that_of_a_data_set(client: httpx.Client, tmp_path: Path) -> None:
+    """What is measured on a folder is what is served: here for a file of every kind."""
+    kinds = ("colour0-depth16-7.png", "colour2-depth16-2.png", "colour3-depth4-8.png", "colour4-depth8-3.png")
+    kinds += ("colour6-depth8-6.png", "L-6.jpg", "RGB-8.jpg", "CMYK-3.jpg", "RGB-5.webp", "RGBA-6.webp")
+    files = {name: data for name, data in hundreds_of_files() if name in kinds}
+    assert len(files) == len(kinds)
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    for name, data in files.items():
+        (tmp_path / "val" / "a" / name).write_bytes(data)
+    measured = SmoothedClassifier.without_voter(
+        "bundled:cifar10", noise="exact", secret=bytes(32), limits=UploadLimits()
+    )
+    for name, (pixels, _) in zip(sorted(files), load_dataset("folder", tmp_path, "test"), strict=True):
+        served = post(client, files[name], n=1).json()["certificate"]["input"]["digest"]
+        assert served == measured.question(pixels).digest, name
 
 
 def test_a_larger_photograph_has_a_radius_of_its_own(client: httpx.Client, images: list[bytes]) -> None:

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from image_files import hundreds_of_files
 from torch import Tensor
 
 from macer_serve.datasets import DATASETS, ImageSet, load_dataset
 from macer_serve.errors import DataError
+from macer_serve.images import decode
 from training.data import Batches, DeviceBatches, TreeBatches, generator_for
 
 CPU = torch.device("cpu")
@@ -161,6 +163,21 @@ def test_tree_batches_are_augmented_images_with_their_labels(tree: Path) -> None
         assert sorted(torch.cat([labels for _, labels in epoch]).tolist()) == [0] * 5 + [1] * 5 + [2] * 5
     means = [sorted(images.mean((1, 2, 3)).tolist()) for images in (torch.cat([i for i, _ in e]) for e in epochs)]
     assert means[0] != means[1], "another epoch, another crop"
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+def test_augmentation_begins_with_the_pixels_that_uploads_have(tmp_path: Path) -> None:
+    """Orientation, bit depth, transparency and all: a network is trained on what it will be served."""
+    files = dict(hundreds_of_files())
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for name, data in files.items():
+        (tmp_path / "train" / "a" / name).write_bytes(data)
+    batches = tree_batches(tmp_path)
+    batches.data.transform = torch.nn.Identity()
+    for index, name in enumerate(sorted(files)):
+        item = batches.data[0, index]
+        assert not isinstance(item, DataError)
+        assert np.array_equal(item[0].permute(1, 2, 0).numpy(), decode(files[name])), name
 
 
 @pytest.mark.parametrize("limit", [3, 8, 10, 14])
