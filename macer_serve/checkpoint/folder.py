@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from macer_serve.base_classifier import BaseClassifier
 from macer_serve.checkpoint.config import GRAPH, INT8, WEIGHTS, CheckpointConfig, digest_of
+from macer_serve.checkpoint.limits import MAX_CONFIG_BYTES, parse_json, read_bytes
 from macer_serve.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -26,8 +27,13 @@ BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 def resolve(checkpoint: str | Path) -> Path:
     """Returns the checkpoint's folder: `bundled:NAME` or a path. Raises `CheckpointError` if it is not there."""
     text = str(checkpoint)
-    path = BUNDLED / text.removeprefix("bundled:") if text.startswith("bundled:") else Path(text).expanduser()
-    if not (path / CONFIG).is_file():
+    path = BUNDLED / text.removeprefix("bundled:") if text.startswith("bundled:") else Path(text)
+    try:
+        path = path.expanduser()
+        found = (path / CONFIG).is_file()
+    except (OSError, RuntimeError, ValueError):  # a name too long, a user who is unknown, a null byte
+        found = False
+    if not found:
         bundled = ", ".join(f"bundled:{p.name}" for p in sorted(BUNDLED.glob("*/")) if (p / CONFIG).is_file())
         raise CheckpointError(
             f"{path} is not a checkpoint: no {CONFIG} in it. Name a folder written by 'macer train' or 'macer import', "
@@ -40,8 +46,8 @@ def load_config(checkpoint: str | Path) -> CheckpointConfig:
     """Returns the configuration alone, for callers that never run the network. Raises `CheckpointError`."""
     path = resolve(checkpoint) / CONFIG
     try:
-        return CheckpointConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return CheckpointConfig.from_json(parse_json(read_bytes(path, MAX_CONFIG_BYTES).decode("utf-8")))
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -81,10 +87,7 @@ def load_model(checkpoint: str | Path) -> tuple[CheckpointConfig, nn.Module]:
 def read_file(folder: Path, config: CheckpointConfig, name: str) -> bytes:
     """Returns the bytes of a checkpoint's file. Raises `CheckpointError` unless its digest is the configuration's."""
     path = folder / name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    data = read_bytes(path)
     if (digest := digest_of(data)) != config.files[name]:
         raise CheckpointError(
             f"{path} is not the file this checkpoint was saved with: its digest is {digest}, "
