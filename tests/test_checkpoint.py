@@ -102,7 +102,7 @@ def test_nothing_in_a_checkpoint_is_executed(
         (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(target)))
     digest = "sha256:" + hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     edit(folder, files={"model.safetensors": digest})
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="no safetensors file"):
         load_model(folder)
     assert not target.exists()
     pickle.loads(pickle.dumps(Bomb(target)))  # the bomb is live

@@ -98,24 +98,24 @@ def read_file(folder: Path, config: CheckpointConfig, name: str) -> bytes:
 
 def _module(config: CheckpointConfig, folder: Path) -> nn.Module:
     """Returns the named architecture with the checkpoint's weights, in eval mode."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     from macer_serve.architectures import base_classifier
+    from macer_serve.checkpoint.fitting import loaded
+    from macer_serve.checkpoint.state_dict import tensors_of
 
-    data = read_file(folder, config, WEIGHTS)
-    model = base_classifier(
-        config.architecture,
-        classes=len(config.classes),
-        input_shape=config.input_shape,
-        mean=config.mean,
-        std=config.std,
-    )
-    try:
-        model.load_state_dict(load(data))
-    except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit architecture {config.architecture}: {error}") from error
-    return model.eval()
+    state = tensors_of(folder / WEIGHTS, read_file(folder, config, WEIGHTS))
+
+    def build(*, empty: bool = False) -> nn.Module:
+        return base_classifier(
+            config.architecture,
+            classes=len(config.classes),
+            input_shape=config.input_shape,
+            mean=config.mean,
+            std=config.std,
+            empty=empty,
+        )
+
+    what = f"{folder / WEIGHTS} does not fit architecture {config.architecture}"
+    return loaded(build(empty=True), build, state, what)
 
 
 def save_checkpoint(model: nn.Module, config: CheckpointConfig, folder: str | Path) -> CheckpointConfig:

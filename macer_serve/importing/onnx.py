@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, TensorShapeProto, helper, numpy_helper
 
+from macer_serve.checkpoint.limits import MAX_BYTES, parse_json, read_bytes
+from macer_serve.checkpoint.state_dict import named
 from macer_serve.errors import CheckpointError
 from macer_serve.importing.facts import Facts
-from macer_serve.importing.files import MAX_BYTES, named, read_bytes
 from macer_serve.importing.foreign import Foreign
 from macer_serve.onnx_graph import NO_FUNCTION, graphs_of, no_functions_in
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from macer_serve.base_classifier import kind_of_outputs, probe_pixels
 from macer_serve.checkpoint import GRAPH, WEIGHTS, CheckpointConfig, save_checkpoint, write_checkpoint
 from macer_serve.checkpoint.config import digest_of
+from macer_serve.checkpoint.limits import read_bytes
 from macer_serve.checkpoint.export import TOLERANCE
 from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError
 from macer_serve.importing.facts import Facts
-from macer_serve.importing.files import read_bytes
 from macer_serve.importing.foreign import Foreign, read_foreign
 
 Floats = npt.NDArray[np.float32]

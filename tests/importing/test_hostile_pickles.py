@@ -12,7 +12,6 @@ import torch
 from importing.published import PublishedResNet
 from test_checkpoint import Bomb
 
-from macer_serve.checkpoint.state_dict import read_state_dict
 from macer_serve.errors import CheckpointError
 from macer_serve.importing import Facts, import_model
 
@@ -44,7 +43,7 @@ def test_a_pickle_that_would_execute_code_is_refused_unopened(writer: str, tmp_p
 
 def test_a_whole_pickled_module_is_refused_with_the_remedy(tmp_path: Path) -> None:
     torch.save(PublishedResNet(20), tmp_path / "net.pth")
-    refused(tmp_path / "net.pth", r"state_dict\(\) alone")
+    refused(tmp_path / "net.pth", r"weights alone, by torch.save\(model.state_dict\(\), FILE\)")
 
 
 def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path: Path) -> None:
@@ -52,7 +51,7 @@ def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path: Path) -> None:
         archive.writestr("net/data.pkl", pickle.dumps({}))
         archive.writestr("net/data/0", bytes(50_000_000))
     assert (tmp_path / "net.pth").stat().st_size < 100_000
-    refused(tmp_path / "net.pth", "expands to 50,0")
+    refused(tmp_path / "net.pth", "is compressed")
 
 
 def test_an_archive_that_only_torch_finds_is_refused(tmp_path: Path) -> None:
@@ -64,13 +63,11 @@ def test_an_archive_that_only_torch_finds_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes() + bytes(66_000))
     assert not zipfile.is_zipfile(file)
     refused(file, "cannot be read")
-    with pytest.raises(CheckpointError, match="its archive cannot be read"):
-        read_state_dict(file)
 
 
 def test_tensors_larger_than_what_is_stored_are_refused(tmp_path: Path) -> None:
     torch.save({**weights(), "fc.weight": torch.zeros(1).expand(10**7, 10**5)}, tmp_path / "net.pth")
-    refused(tmp_path / "net.pth", "fc.weight is sparse, or larger")
+    refused(tmp_path / "net.pth", "fc.weight is larger than what the file stores")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
