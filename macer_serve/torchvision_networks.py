@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from macer_serve.dry_run import output_shape
-from macer_serve.errors import ParameterError
+from macer_serve.errors import ParameterError, first_line
 
 PREFIX = "torchvision:"
 # Their published weights are of a network with auxiliary outputs and a second normalisation of its own.
@@ -38,9 +38,8 @@ def torchvision_network(
     try:
         output_shape(network.eval(), (1, channels, height, width))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ParameterError(
-            f"{PREFIX}{name} cannot take images of {height}x{width} ({reason}); "
+            f"{PREFIX}{name} cannot take images of {height}x{width} ({first_line(error)}); "
             "choose another size of images (--size), or another network"
         ) from error
     return network.train()

@@ -54,14 +54,21 @@ def load_config(checkpoint: str | Path) -> CheckpointConfig:
 def load_checkpoint(checkpoint: str | Path) -> tuple[CheckpointConfig, BaseClassifier]:
     """Returns the configuration and the base classifier, in every form that the checkpoint holds.
 
-    Raises `CheckpointError` for a file that is missing, or whose digest is not the one that the configuration names.
+    Raises `CheckpointError` for a file that is missing, or whose digest is not the one that the configuration names, or
+    a graph that needs other files or does not run within the bounds of `macer_serve.onnx_trial`.
     Weights are read when an engine asks for the torch module.
     """
     config = load_config(checkpoint)
     folder = resolve(checkpoint)
 
     def graph(name: str) -> bytes | None:
-        return read_file(folder, config, name) if name in config.files else None
+        if name not in config.files:
+            return None
+        from macer_serve.onnx_trial import require_runnable
+
+        data = read_file(folder, config, name)
+        require_runnable(data, config.input_shape, folder / name)
+        return data
 
     def module() -> nn.Module:
         return _module(config, folder)

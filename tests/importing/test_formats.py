@@ -155,7 +155,7 @@ def test_an_unknown_network_of_torchvision_is_refused(tmp_path: Path) -> None:
         assert done.exit_code != 0
         assert words in done.stderr
     wider = macer("import", case.file, "--arch", "torchvision:resnet34", "--out", tmp_path / "out")
-    assert "the file is not a torchvision:resnet34: missing are layer1.2.conv1.weight" in wider.stderr
+    assert "is not a torchvision:resnet34: missing are layer1.2.conv1.weight" in wider.stderr
     other = macer("import", case.file, "--arch", "torchvision:regnet_x_400mf", "--out", tmp_path / "out")
     assert "the file is not a torchvision:regnet_x_400mf: missing are stem.0.weight" in other.stderr
 
