@@ -138,8 +138,9 @@ def base_classifier(
 ) -> nn.Module:
     """Returns the named network behind its normalisation: `[k, *input_shape]` in [0, 1] -> logits `[k, classes]`.
 
-    An `empty` one is on torch's meta device: it has names and shapes, and no memory for weights. The name is one of `ARCHITECTURES` or `torchvision:NAME`. Raises `ParameterError` for any other name, and for a
-    network that cannot take `input_shape`.
+    An `empty` one is on torch's meta device: it has names and shapes, and no memory for weights. The name is one of
+    `ARCHITECTURES` or `torchvision:NAME`. Raises `ParameterError` for any other name, and for a network that cannot
+    take `input_shape`.
     """
     if architecture.startswith(PREFIX):
         network = torchvision_network(architecture.removeprefix(PREFIX), classes, *input_shape, empty=empty)

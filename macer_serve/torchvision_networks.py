@@ -26,8 +26,8 @@ def torchvision_network(
 ) -> nn.Module:
     """Returns torchvision's network `name` with random weights: normalised pixels `[k, 3, H, W]` to `[k, classes]`.
 
-    An `empty` one is on torch's meta device. Raises `ParameterError` for a name that is no classification network of `torchvision.models`, for images of another
-    number of channels than 3, and for a size that the network cannot take.
+    An `empty` one is on torch's meta device. Raises `ParameterError` for a name that is no classification network of
+    `torchvision.models`, for images of another number of channels than 3, and for a size that the network cannot take.
     """
     _require_classifier(name)
     if channels != 3:

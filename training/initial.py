@@ -50,8 +50,8 @@ def initial_model(
     model = base_classifier(architecture, classes=len(classes), input_shape=input_shape, mean=info.mean, std=info.std)
     if init is None:
         return Initial(model)
-    path = Path(os.path.expanduser(init))  # unlike Path's, it takes users who are unknown
-    if path.is_file() or (path.suffix in SUFFIXES and not path.is_dir()):
+    path = Path(os.path.expanduser(init))  # os.path takes unknown users and names that are too long
+    if os.path.isfile(path) or (path.suffix in SUFFIXES and not os.path.isdir(path)):
         given = read_state_dict(path)
         fresh = _take_file(cast(nn.Sequential, model)[1], given.tensors, init, architecture)
         return Initial(model, given.digest, _note(init, fresh, classes))

@@ -73,6 +73,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         for name in ("files", "recipe", "metrics", "quantization", "source", "versions")
     },
 }
+_LONGEST_NAME = 200  # every certificate repeats it
 _LARGEST = 1e12  # of a normalisation; beyond, fp32 arithmetic overflows or loses the image
 
 
@@ -116,6 +117,7 @@ class CheckpointConfig:
         low, high = SIGMA_RANGE
         problems = {
             "name must not be empty": not self.name,
+            f"name must be of at most {_LONGEST_NAME} characters": len(self.name) > _LONGEST_NAME,
             f"2 to {MAX_CLASSES:,} classes are needed: at least two classes, each with its name": not (
                 2 <= len(self.classes) <= MAX_CLASSES
             ),
@@ -126,8 +128,7 @@ class CheckpointConfig:
             "mean and std must be finite": not all(map(math.isfinite, (*self.mean, *self.std))),
             "std must be positive": any(v <= 0 for v in self.std),
             f"mean must lie within {_LARGEST:g}, and std in [{1 / _LARGEST:g}, {_LARGEST:g}]": not all(
-                abs(m) <= _LARGEST and 1 / _LARGEST <= s <= _LARGEST
-                for m, s in zip(self.mean, self.std, strict=False)
+                abs(m) <= _LARGEST and 1 / _LARGEST <= s <= _LARGEST for m, s in zip(self.mean, self.std, strict=False)
             ),
             "outputs must be logits or probabilities": self.outputs not in ("logits", "probabilities"),
             "resize must be at least the input's short side": self.resize < min(height, width),
@@ -168,12 +169,13 @@ class CheckpointConfig:
             raise CheckpointError("config.json: expected a JSON object")
         if data.get("schema_version") != SCHEMA_VERSION or isinstance(data["schema_version"], float):
             raise CheckpointError(
-                f"config.json: schema_version {str(data.get('schema_version'))[:40]} is not understood "
+                f"config.json: schema_version {ascii(data.get('schema_version'))[:40]} is not understood "
                 f"(this version reads {SCHEMA_VERSION})"
             )
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
-            raise CheckpointError(f"config.json: unknown fields {', '.join(unknown)[:200]}")
+            shown = ", ".join(unknown)[:200].encode("ascii", "backslashreplace").decode()
+            raise CheckpointError(f"config.json: unknown fields {shown}")
         lists = ("classes", "input_shape", "mean", "std")
         if wrong := [k for k in lists if k in data and not isinstance(data[k], list)]:
             raise CheckpointError(f"config.json: {', '.join(wrong)} must be a list")

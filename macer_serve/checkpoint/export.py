@@ -120,7 +120,11 @@ def require_same_logits(
         expected = model(torch.from_numpy(pixels)).numpy()
     for batch in PROBE_BATCHES:
         logits: npt.NDArray[np.float32] = session.run([LOGITS], {PIXELS: pixels[:batch]})[0]
-        error = error_of_batch(logits, expected) if logits.shape[:1] == np.atleast_1d(expected)[:batch].shape[:1] else np.inf
+        error = (
+            error_of_batch(logits, expected)
+            if logits.shape[:1] == np.atleast_1d(expected)[:batch].shape[:1]
+            else np.inf
+        )
         if error > SAME:
             raise EngineMismatchError(
                 f"onnxruntime and torch do not compute the same logits for {batch} probe image(s): a class's differ "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from macer_serve.base_classifier import BaseClassifier
 from macer_serve.checkpoint.config import GRAPH, INT8, WEIGHTS, CheckpointConfig, digest_of
 from macer_serve.checkpoint.limits import MAX_CONFIG_BYTES, parse_json, read_bytes
-from macer_serve.errors import CheckpointError
+from macer_serve.errors import CheckpointError, ParameterError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -122,7 +122,10 @@ def _module(config: CheckpointConfig, folder: Path) -> nn.Module:
         )
 
     what = f"{folder / WEIGHTS} does not fit architecture {config.architecture}"
-    return loaded(build(empty=True), build, state, what)
+    try:
+        return loaded(build(empty=True), build, state, what)
+    except ParameterError as error:  # of the architecture or its input's shape, which the configuration names
+        raise CheckpointError(f"{what}: {error}") from error
 
 
 def save_checkpoint(model: nn.Module, config: CheckpointConfig, folder: str | Path) -> CheckpointConfig:

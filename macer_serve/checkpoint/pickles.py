@@ -10,15 +10,16 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+from typing import Any
 
 MAX_OPERATIONS = 1_000_000  # a ResNet-152 with its optimiser's state has about 100,000
 _MAX_OBJECTS = 10_000_000  # in one object, a shared part counted as often as it is named
 _MAX_NESTING = 50  # of tuples: hashing them recurses in C
 _PICKLES = 5  # at the start of a file of torch's older format
 _ALLOWED = re.compile(
-    r"collections (OrderedDict|Counter)|torch (Size|device)|torch\.nn\.parameter Parameter"
+    r"collections (OrderedDict|Counter)|(__builtin__|builtins) set|torch (Size|device)|torch\.nn\.parameter Parameter"
     r"|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
-    r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage|torch b?float(16|32|64)|torch u?int\d+"
+    r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage|torch (bool|b?float(16|32|64)|u?int\d+)"
 )
 _CALLS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 
@@ -46,6 +47,7 @@ def _walk(file: io.BytesIO, left: int) -> int:
     """Reads one pickle; returns how many of the operations are left."""
     stack: list[_Measure] = []
     memo: dict[int, _Measure] = {}
+    argument: Any
     for operation, argument, _ in pickletools.genops(file):
         name = operation.name
         if name in _CALLS and not (name == "GLOBAL" and _ALLOWED.fullmatch(argument)):

@@ -44,8 +44,7 @@ class Facts:
         problems = {
             f"sigma must lie in [{SIGMA_RANGE[0]:g}, {SIGMA_RANGE[1]:g}]": self.sigma is not None
             and not SIGMA_RANGE[0] <= self.sigma <= SIGMA_RANGE[1],
-            f"there must be 2 to {MAX_CLASSES:,} classes": self.classes is not None
-            and not 2 <= classes <= MAX_CLASSES,
+            f"there must be 2 to {MAX_CLASSES:,} classes": self.classes is not None and not 2 <= classes <= MAX_CLASSES,
             "mean, std and the range of values must be finite": not all(
                 math.isfinite(v) for values in given.values() for v in values
             ),

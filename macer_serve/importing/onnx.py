@@ -47,7 +47,9 @@ def read(path: Path, arch: str | None) -> Foreign:
                 name=stated["name"],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"{path}: its metadata are not those that macer export writes: {first_line(error)}") from error
+            raise CheckpointError(
+                f"{path}: its metadata are not those that macer export writes: {first_line(error)}"
+            ) from error
     return Foreign("onnx", facts, model)
 
 

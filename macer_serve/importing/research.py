@@ -97,7 +97,9 @@ def _unwrapped(path: Path, state: State) -> tuple[State, dict[str, Any]]:
                 raise CheckpointError(f"{path}: its normalisation layer has {len(values[0])} values; 1 or 3 are needed")
             layer[ours] = tuple(map(float, values[0]))
     if first:
-        raise CheckpointError(f"{path}: its first layer is no normalisation, but has {named(['0.' + name for name in first])}")
+        raise CheckpointError(
+            f"{path}: its first layer is no normalisation, but has {named(['0.' + name for name in first])}"
+        )
     network = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("1.")}
     return network, layer or LACKS_NUMBERS
 

@@ -219,12 +219,12 @@ def _require_same(graph: bytes, original: Function, pixels: Floats) -> None:
                 f"the graph cannot be run on {batch} image(s), it was exported for another batch: export it with a "
                 f"dynamic batch dimension ({error})"
             ) from error
-        error = error_of_batch(logits, expected) if logits.shape[:1] == (batch,) else np.inf
-        if error > SAME:
+        difference = error_of_batch(logits, expected) if logits.shape[:1] == (batch,) else np.inf
+        if difference > SAME:
             raise EngineMismatchError(
                 f"the network's logits depend on the batch: for {batch} image(s) a class's differ from those of the "
-                f"file as it is by {error:.2g} of how much they vary, and {SAME:g} is allowed. Export it in evaluation "
-                "mode, with a dynamic batch."
+                f"file as it is by {difference:.2g} of how much they vary, and {SAME:g} is allowed. Export it in "
+                "evaluation mode, with a dynamic batch."
             )
 
 

@@ -190,6 +190,25 @@ def test_any_other_mismatch_is_refused_by_name(tmp_path: Path, weights: State, m
     assert "does not fit torchvision:resnet18" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"),
+    [
+        ("bn1.running_var", -torch.ones(64), CheckpointError, "bn1.running_var has negative values"),
+        ("bn1.bias", torch.zeros(64, dtype=torch.int64), ParameterError, "another type of numbers are bn1.bias"),
+        ("bn1.bias", torch.zeros(64, dtype=torch.complex64), CheckpointError, "torch.ComplexFloatStorage"),
+        ("bn1.bias", torch.full((64,), 1e300, dtype=torch.float64), CheckpointError, "not finite in float32"),
+        ("fc.weight", torch.zeros(2**40, 0), ParameterError, "of another shape are fc.weight"),
+        ("fc.weight", torch.tensor(1.0), ParameterError, "of another shape are fc.weight"),
+    ],
+)
+def test_weights_that_are_no_weights_are_refused(
+    tmp_path: Path, weights: State, name: str, value: Tensor, error: type[Exception], words: str
+) -> None:
+    torch.save({**weights, name: value}, tmp_path / "weights.pth")
+    with pytest.raises(error, match=words):
+        initial(tmp_path / "weights.pth")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, weights: State, value: float) -> None:
     torch.save({**weights, "bn1.bias": torch.full((64,), value)}, tmp_path / "weights.pth")
@@ -216,7 +235,9 @@ def test_a_file_that_would_execute_code_is_refused_and_nothing_executed(
         torch.save(hostile, path, _use_new_zipfile_serialization=form == "zip")
     refused = train(*RESNET18, "--data-dir", photographs, "--init", path, "--out", tmp_path / "out")
     assert refused.exit_code == 3
-    assert "weights.pth is refused, and nothing in it was executed: loading it would call posix.system" in refused.output
+    assert (
+        "weights.pth is refused, and nothing in it was executed: loading it would call posix.system" in refused.output
+    )
     assert "weights_only" not in refused.output, "no advice to load it all the same"
     assert not (tmp_path / "executed").exists()
     assert not (tmp_path / "out").exists()
