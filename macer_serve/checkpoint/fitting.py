@@ -27,19 +27,21 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], named_there: C
     fixed = [(n, o, g) for n, o, g in common if not (o.is_floating_point() or o.is_meta or n.endswith(_COUNTER))]
     problems: dict[str, list[str]] = {
         "of another type of numbers are": [n for n, o, g in common if o.is_floating_point() != g.is_floating_point()]
-        + [n for n, given in state.items() if n not in own and not given.is_floating_point()],
+        + [n for n, g in state.items() if not (n in own or g.is_floating_point() or n.endswith(_COUNTER))],
         "of other values than the architecture's are": [n for n, o, g in fixed if not torch.equal(o, g.to(o.dtype))],
     }
     if not any(problems.values()):
         try:
             with warnings.catch_warnings(action="ignore"):  # that a copy to the meta device does nothing
                 missing, unknown = network.load_state_dict(state, strict=False)
-            problems["missing are"] = [name for name in missing if not name.endswith(_COUNTER)]
-            problems["unknown are"] = unknown
+            mismatched = []
         except RuntimeError as error:
-            if not (names := _MISMATCH.findall(str(error))):
+            if not (mismatched := _MISMATCH.findall(str(error))):
                 raise
-            problems["of another shape are"] = names
+            missing, unknown = ([n for n in a if n not in b] for a, b in ((own, state), (state, own)))
+        problems["missing are"] = [name for name in missing if not name.endswith(_COUNTER)]
+        problems["unknown are"] = unknown
+        problems["of another shape are"] = mismatched
     return "; ".join(f"{words} {named(map(named_there, names))}" for words, names in problems.items() if names)
 
 

@@ -1,8 +1,8 @@
 """What a pickle would do, found by reading its operations: it is refused before anything of it is loaded.
 
 torch's restricted unpickler executes no code of a file's choice, but it calls functions that allocate any memory, and
-hashes keys whose hash takes exponential time. Here a pickle may name plain tensors only, and every object in it has a
-bounded size and nesting.
+hashes keys whose hash takes exponential time. Here a pickle may name plain tensors only, and the work of its operations
+and the nesting of its objects are bounded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 MAX_OPERATIONS = 1_000_000  # a ResNet-152 with its optimiser's state has about 100,000
-_MAX_OBJECTS = 10_000_000  # in one object, a shared part counted as often as it is named
+_MAX_WORK = 100_000_000  # objects that all operations take, a shared part counted as often as it is named
 _MAX_NESTING = 50  # of tuples: hashing them recurses in C
 _PICKLES = 5  # at the start of a file of torch's older format
 _ALLOWED = re.compile(
@@ -21,6 +21,7 @@ _ALLOWED = re.compile(
     r"|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
     r"|torch (Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage|torch (bool|b?float(16|32|64)|u?int\d+)"
 )
+_IN_PLACE = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}  # into the object below what they take
 _CALLS = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 
 # The number of objects in an object on the stack, and how deeply tuples are nested in it.
@@ -38,13 +39,14 @@ def require_plain(data: bytes, *, older_format: bool = False) -> None:
     A file of torch's older format starts with several pickles, whose data follow. Raises `ValueError` or `IndexError`
     for a damaged pickle.
     """
-    file, left = io.BytesIO(data), MAX_OPERATIONS
+    file = io.BytesIO(data)
     for _ in range(_PICKLES if older_format else 1):
-        left = _walk(file, left)
+        _walk(file)
 
 
-def _walk(file: io.BytesIO, left: int) -> int:
-    """Reads one pickle; returns how many of the operations are left."""
+def _walk(file: io.BytesIO) -> None:
+    """Reads one pickle."""
+    operations = work = 0
     stack: list[_Measure] = []
     memo: dict[int, _Measure] = {}
     argument: Any
@@ -55,8 +57,8 @@ def _walk(file: io.BytesIO, left: int) -> int:
             raise RefusedPickleError(
                 f"loading it would call {what[:100]}, and only files that hold nothing but plain tensors are loaded"
             )
-        left -= 1
-        if left < 0:
+        operations += 1
+        if operations > MAX_OPERATIONS:
             raise RefusedPickleError(f"it has more than {MAX_OPERATIONS:,} operations")
         if name.endswith("PUT"):
             memo[argument] = stack[-1]
@@ -69,11 +71,11 @@ def _walk(file: io.BytesIO, left: int) -> int:
         popped = _popped(stack, operation)
         objects = 1 + sum(count for count, _ in popped)
         nesting = max((depth for _, depth in popped), default=0) + name.startswith("TUPLE")
-        if objects > _MAX_OBJECTS or nesting > _MAX_NESTING:
-            raise RefusedPickleError("its objects are nested too deeply")
+        work += sum(count for count, _ in (popped[:-1] if name in _IN_PLACE else popped))
+        if work > _MAX_WORK or nesting > _MAX_NESTING:
+            raise RefusedPickleError("its objects are nested too deeply, or named too often")
         for kind in operation.stack_after:
             stack.append(_MARK if kind is pickletools.markobject else (objects, nesting))
-    return left
 
 
 def _popped(stack: list[_Measure], operation: pickletools.OpcodeInfo) -> list[_Measure]:

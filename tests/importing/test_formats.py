@@ -157,7 +157,7 @@ def test_an_unknown_network_of_torchvision_is_refused(tmp_path: Path) -> None:
     wider = macer("import", case.file, "--arch", "torchvision:resnet34", "--out", tmp_path / "out")
     assert "is not a torchvision:resnet34: missing are layer1.2.conv1.weight" in wider.stderr
     other = macer("import", case.file, "--arch", "torchvision:regnet_x_400mf", "--out", tmp_path / "out")
-    assert "the file is not a torchvision:regnet_x_400mf: missing are stem.0.weight" in other.stderr
+    assert "is not a torchvision:regnet_x_400mf: missing are stem.0.weight" in other.stderr
 
 
 def test_an_imported_graph_is_quantised_and_exported_like_any_checkpoint(tmp_path: Path) -> None:

@@ -184,6 +184,10 @@ OPERATIONS: dict[str, tuple[bytes, str]] = {
     "a key whose hash takes 2^60 steps": (b"}" + shared_tuples(60) + b"K\x01s.", "nested too deeply"),
     "a key of a million levels": (b"})" + b"\x85" * 900_000 + b"K\x01s.", "nested too deeply"),
     "a persistent name of 2^60 parts": (shared_tuples(60) + b"Q.", "nested too deeply"),
+    "a set made again and again": (
+        b"](" + b"N" * 9999 + b"eq\0c__builtin__\nset\nq\1" + b"h\1h\0\x85R0" * 20_000 + b".",
+        "named too often",
+    ),
     "2^40 bytes": (b"c__builtin__\nbytearray\n\x8a\6\0\0\0\0\0\1\x85R.", "would call builtins.bytearray"),
     "a tensor of any size": (b"ctorch\nFloatTensor\n\x8a\6\0\0\0\0\0\1\x85R.", "would call torch.FloatTensor"),
     "many operations": (b"N" * 5001 + b".", "more than 5,000 operations"),
