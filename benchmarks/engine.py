@@ -123,7 +123,7 @@ def art(classifier: BaseClassifier) -> tuple[str, Round]:
 
 
 def ours(classifier: BaseClassifier, name: str) -> tuple[str, Round]:
-    from macer_serve.smoothing.certification import Draw
+    from macer_serve.smoothing.votes import Draw
     from macer_serve.voters import Task, VoterOptions, open_voter
 
     voter = open_voter(classifier, sigma=SIGMA, options=VoterOptions(device="cpu", **VOTERS[name]))  # type: ignore[arg-type]

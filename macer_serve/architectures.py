@@ -6,6 +6,7 @@ values and nobody has to remember which mean and standard deviation a checkpoint
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -133,14 +134,16 @@ def base_classifier(
     input_shape: tuple[int, int, int],
     mean: Sequence[float],
     std: Sequence[float],
+    empty: bool = False,
 ) -> nn.Module:
     """Returns the named network behind its normalisation: `[k, *input_shape]` in [0, 1] -> logits `[k, classes]`.
 
-    The name is one of `ARCHITECTURES` or `torchvision:NAME`. Raises `ParameterError` for any other name, and for a
-    network that cannot take `input_shape`.
+    An `empty` one is on torch's meta device: it has names and shapes, and no memory for weights. The name is one of
+    `ARCHITECTURES` or `torchvision:NAME`. Raises `ParameterError` for any other name, and for a network that cannot
+    take `input_shape`.
     """
     if architecture.startswith(PREFIX):
-        network = torchvision_network(architecture.removeprefix(PREFIX), classes, *input_shape)
+        network = torchvision_network(architecture.removeprefix(PREFIX), classes, *input_shape, empty=empty)
         return nn.Sequential(Normalise(mean, std), network)
     try:
         build = ARCHITECTURES[architecture]
@@ -149,4 +152,5 @@ def base_classifier(
         raise ParameterError(
             f"unknown architecture {architecture!r}; choose one of: {known}, or torchvision:NAME"
         ) from None
-    return nn.Sequential(Normalise(mean, std), build(classes, *input_shape))
+    with torch.device("meta") if empty else contextlib.nullcontext():
+        return nn.Sequential(Normalise(mean, std), build(classes, *input_shape))

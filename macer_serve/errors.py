@@ -99,3 +99,8 @@ class MismatchError(VerificationError):
 
 class ContradictedError(VerificationError):
     exit_code, title = 12, "Certificate is contradicted by fresh votes"
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error of another library, or the name of its class if it says nothing."""
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from macer_serve.errors import EngineError
+from macer_serve.errors import EngineError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,8 +36,7 @@ def export_graph(module: nn.Module, input_shape: tuple[int, int, int]) -> Any:
             verbose=False,
         )
     except Exception as error:  # the exporter raises errors of many kinds
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise EngineError(f"torch cannot export this network as ONNX: {reason[0]}") from error
+        raise EngineError(f"torch cannot export this network as ONNX: {first_line(error)}") from error
     assert program is not None
     proto: Any = program.model_proto
     graph = proto.graph
@@ -59,6 +58,7 @@ _NO_FUNCTIONS = {
     "Multinomial",
     "Bernoulli",
 }
+_LOOPS = {"Loop", "Scan", "SequenceMap"}
 
 
 def graphs_of(graph: Any) -> Iterator[Any]:
@@ -68,6 +68,42 @@ def graphs_of(graph: Any) -> Iterator[Any]:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from graphs_of(inner)
+
+
+def tensors_of(graph: Any) -> Iterator[Any]:
+    """Yields every dense tensor that the graph holds, those in attributes included."""
+    for inner in graphs_of(graph):
+        yield from inner.initializer
+        for node in inner.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def reason_to_refuse(model: Any) -> str | None:
+    """Returns why an `onnx.ModelProto` is not run, whatever its logits; None if nothing speaks against it.
+
+    Another file may hold anything by the time it is read, a loop may never end on some images, and a sparse tensor
+    may have any size.
+    """
+    from onnx import TensorProto
+
+    if wrong := no_functions_in(model.graph):
+        return f"it uses {', '.join(wrong)}: {NO_FUNCTION}"
+    if loops := sorted({node.op_type for part in graphs_of(model.graph) for node in part.node} & _LOOPS):
+        return f"it uses {', '.join(loops)}, which may run for any time: export it with its loops unrolled"
+    if model.functions:
+        return "it defines functions: export it with its functions inlined"
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors_of(model.graph)):
+        return "its weights are in another file: save it with its weights in it"
+    if any(
+        part.sparse_initializer
+        or any(a.HasField("sparse_tensor") or a.sparse_tensors for node in part.node for a in node.attribute)
+        for part in graphs_of(model.graph)
+    ):
+        return "it has sparse tensors: export it with dense weights"
+    return None
 
 
 def no_functions_in(graph: Any) -> list[str]:

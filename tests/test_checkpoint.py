@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,7 @@ def test_nothing_in_a_checkpoint_is_executed(
         (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(target)))
     digest = "sha256:" + hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     edit(folder, files={"model.safetensors": digest})
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="no safetensors file"):
         load_model(folder)
     assert not target.exists()
     pickle.loads(pickle.dumps(Bomb(target)))  # the bomb is live
@@ -114,50 +113,6 @@ def edit(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     data = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in data.items() if v is not ...}))
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"schema_version": 1}, "schema_version 1 is not understood"),
-        ({"schema_version": ...}, "schema_version None"),
-        ({"sigma": ...}, "sigma"),
-        ({"mean": ...}, "mean"),
-        ({"files": ...}, "files"),
-        ({"surprise": 1}, "unknown fields surprise"),
-        ({"sigma": 0.0}, "sigma must lie in"),
-        ({"sigma": math.nan}, "sigma must lie in"),
-        ({"sigma": "0.25"}, "config.json"),
-        ({"std": [0.0]}, "std must be positive"),
-        ({"std": [math.nan]}, "finite"),
-        ({"mean": [math.inf]}, "finite"),
-        ({"std": []}, "one value a channel"),
-        ({"mean": 0.5}, "mean must be a list"),
-        ({"classes": "0123456789"}, "classes must be a list"),
-        ({"classes": ["one"]}, "two classes"),
-        ({"input_shape": [28, 28]}, "config.json"),
-        ({"input_shape": [2, 28, 28]}, "input_shape"),
-        ({"resize": 20}, "resize"),
-        ({"files": {"model.safetensors": "sha256:abc"}}, "digest"),
-        ({"files": {"model.safetensors": 1}}, "digest"),
-        ({"files": {"model.int8.onnx": DIGEST}}, r"files must name model\.safetensors or model\.onnx"),
-        ({"files": {"model.safetensors": DIGEST, "../other": DIGEST}}, "only"),
-        ({"files": [DIGEST]}, "files must be an object"),
-    ],
-)
-def test_a_configuration_out_of_order_is_refused(
-    saved: tuple[Path, nn.Sequential, CheckpointConfig], changes: dict[str, Any], named: str
-) -> None:
-    edit(saved[0], **changes)
-    with pytest.raises(CheckpointError, match=named):
-        load_config(saved[0])
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 1', "\ufeff{}"])
-def test_damaged_json_is_refused(saved: tuple[Path, nn.Sequential, CheckpointConfig], text: str) -> None:
-    (saved[0] / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(CheckpointError):
-        load_config(saved[0])
 
 
 def test_every_field_is_part_of_the_identity() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -117,6 +118,22 @@ def test_a_perturbed_weight_is_noticed(digits: Path, exported: Path, layer: str)
         weight.view(-1)[0] += weight.std()
     with pytest.raises(EngineMismatchError, match="do not compute the same logits"):
         require_same_logits(exported, model, config.input_shape, config.sigma)
+
+
+@pytest.mark.parametrize(("altered", "found"), [(0.0, False), (0.1, True)])
+def test_a_masked_class_hides_no_other(altered: float, found: bool, digits: Path, exported: Path) -> None:
+    """A logit of -1e9 allowed all others to differ by 20,000."""
+    config, model = load_model(digits)
+    proto = onnx.load(exported)
+    (bias,) = [tensor for tensor in proto.graph.initializer if tensor.name.endswith("fc.bias")]
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[0] = -1e9
+    with torch.no_grad():
+        model.get_parameter("1.fc.bias")[:] = torch.from_numpy(values)
+    values[1] += altered
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    with pytest.raises(EngineMismatchError) if found else contextlib.nullcontext():
+        require_same_logits(proto.SerializeToString(), model, config.input_shape, config.sigma)
 
 
 def test_another_normalisation_or_a_nan_is_noticed(digits: Path, exported: Path) -> None:

@@ -55,13 +55,14 @@ def test_help_imports_nothing_heavy() -> None:
 ALLOWED = {
     "smoothing": {"errors"},
     "voters": {"errors", "smoothing", "hardware", "base_classifier", "onnx_graph"},
-    "checkpoint": {"errors", "architectures", "base_classifier", "onnx_graph"},
+    "checkpoint": {"errors", "architectures", "base_classifier", "onnx_graph", "onnx_trial"},
     "importing": {
         "errors",
         "architectures",
         "base_classifier",
         "checkpoint",
         "onnx_graph",
+        "onnx_trial",
         "torchvision_networks",
         "voters",
     },

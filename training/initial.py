@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import os
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 
 from macer_serve.architectures import base_classifier
 from macer_serve.checkpoint import load_model
+from macer_serve.checkpoint.fitting import head_tensors, load_weights
 from macer_serve.checkpoint.state_dict import SUFFIXES, read_state_dict
 from macer_serve.datasets import DatasetInfo
-from macer_serve.errors import CheckpointError, ParameterError
+from macer_serve.errors import ParameterError
+from macer_serve.torchvision_networks import with_current_names
 
-# torchvision's own names of DenseNet's layers differ from those in its published files ("norm.1", now "norm1").
-_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-_NAMED_AT_MOST = 6  # keys, in an error
+_NAMED_AT_MOST = 6  # classes, in a note
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,11 @@ def initial_model(
     model = base_classifier(architecture, classes=len(classes), input_shape=input_shape, mean=info.mean, std=info.std)
     if init is None:
         return Initial(model)
-    path = Path(init).expanduser()
-    if path.is_file() or (path.suffix in SUFFIXES and not path.is_dir()):
-        given, digest = read_state_dict(path)
-        fresh = _take_file(cast(nn.Sequential, model)[1], given, init, architecture)
-        return Initial(model, digest, _note(init, fresh, classes))
+    path = Path(os.path.expanduser(init))  # os.path takes unknown users and names that are too long
+    if os.path.isfile(path) or (path.suffix in SUFFIXES and not os.path.isdir(path)):
+        given = read_state_dict(path)
+        fresh = _take_file(cast(nn.Sequential, model)[1], given.tensors, init, architecture)
+        return Initial(model, given.digest, _note(init, fresh, classes))
     return Initial(model, _take_checkpoint(model, init, architecture, classes, input_shape, info))
 
 
@@ -84,35 +85,20 @@ def _take_checkpoint(
     return config.digest
 
 
-def _take_file(network: nn.Module, given: dict[str, Tensor], init: str, architecture: str) -> list[str]:
+def _take_file(network: nn.Module, given: OrderedDict[str, Tensor], init: str, architecture: str) -> list[str]:
     """Gives the network the tensors of a file; returns the names of the head's if they are of other classes.
 
-    Raises `ParameterError` naming the tensors that do not fit, `CheckpointError` for values that are not finite.
+    Raises `ParameterError` naming the tensors that do not fit.
     """
-    for name in [name for name in given if _DENSENET.search(name)]:
-        given[_DENSENET.sub(r"\1\2.", name)] = given.pop(name)
+    given = with_current_names(given)
     own, head = network.state_dict(), head_tensors(network)
     fresh = head if _other_classes([(given[name], own[name]) for name in head if name in given]) else []
-    for name in fresh:
-        given.pop(name, None)
-    try:
-        missing, unexpected = network.load_state_dict(given, strict=False)
-    except (RuntimeError, ValueError) as error:  # shapes, named on the lines after the first
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise _unfitting(init, architecture, lines[1:] or lines) from error
-    wrong = [f"{name} is missing" for name in missing if name not in fresh]
-    wrong += [f"{name} is not in the network" for name in unexpected]
-    if wrong:
-        raise _unfitting(init, architecture, wrong)
-    if wrong := [name for name, value in network.state_dict().items() if not value.isfinite().all()]:
-        raise CheckpointError(f"--init {init}: {_listed(wrong)} holds values that are not finite")
+    given.update((name, own[name]) for name in fresh)
+    if wrong := load_weights(network, given):
+        raise ParameterError(
+            f"--init {init} does not fit {architecture}: {wrong}. Name the architecture of these weights by --arch"
+        )
     return fresh
-
-
-def head_tensors(network: nn.Module) -> list[str]:
-    """Returns the names of the weight and the bias of the network's last layer, whose outputs are the classes."""
-    last = [name for name, module in network.named_modules() if isinstance(getattr(module, "weight", None), Tensor)][-1]
-    return [f"{last}.{name}" for name, _ in network.get_submodule(last).named_parameters(recurse=False)]
 
 
 def _other_classes(head: list[tuple[Tensor, Tensor]]) -> bool:
@@ -133,13 +119,6 @@ def _note(init: str, fresh: list[str], classes: tuple[str, ...]) -> str:
     )
 
 
-def _unfitting(init: str, architecture: str, wrong: list[str]) -> ParameterError:
-    return ParameterError(
-        f"--init {init} does not fit {architecture}: {_listed(wrong, '; ')}. "
-        "Name the architecture of these weights by --arch"
-    )
-
-
-def _listed(names: list[str], separator: str = ", ") -> str:
+def _listed(names: list[str]) -> str:
     more = len(names) - _NAMED_AT_MOST
-    return separator.join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

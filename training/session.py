@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from macer_serve import __version__
 from macer_serve.checkpoint import FILES, WEIGHTS, CheckpointConfig, load_config, save_checkpoint
 from macer_serve.datasets import DatasetInfo, ImageSet, dataset_info, load_dataset
 from macer_serve.errors import CheckpointError, DataError, ParameterError, TrainingError
 from macer_serve.evaluation.logs import Row
 from macer_serve.hardware import usable_cores
+from macer_serve.version import __version__
 from training.curves import Curves
 from training.data import Batches, DeviceBatches, TreeBatches
 from training.held_out import certified_curve

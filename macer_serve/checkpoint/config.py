@@ -6,9 +6,11 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from macer_serve.checkpoint.limits import MAX_CLASSES, MAX_INPUT_VALUES, MAX_RESIZE, SIGMA_RANGE
 from macer_serve.errors import CheckpointError
 
 SCHEMA_VERSION = 2
@@ -28,6 +30,51 @@ def digest_of(data: bytes) -> str:
 def canonical_json(value: Any) -> bytes:
     """The one byte string of a JSON value: sorted keys, no spaces, UTF-8. Digests and macs are taken of it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_whole(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value))
+
+
+def _all(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, tuple) and all(map(kind, values))
+
+
+# What each field must be, in words and as a test.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("name must be text", _is_text),
+    "architecture": ("architecture must be text", _is_text),
+    "classes": ("classes must be a list of names", _all(_is_text)),
+    "input_shape": (
+        "input_shape must be [1 or 3, height, width], whole numbers",
+        lambda value: _all(_is_whole)(value) and len(value) == 3,
+    ),
+    "mean": ("mean must be a list of numbers", _all(_is_number)),
+    "std": ("std must be a list of numbers", _all(_is_number)),
+    "sigma": ("sigma must be a number", _is_number),
+    "resize": ("resize must be a whole number", _is_whole),
+    "dataset": ("dataset must be text", lambda value: value is None or _is_text(value)),
+    "seed": ("seed must be a whole number", lambda value: value is None or _is_whole(value)),
+    "outputs": ("outputs must be logits or probabilities", _is_text),
+    **{
+        name: (f"{name} must be an object", _is_object)
+        for name in ("files", "recipe", "metrics", "quantization", "source", "versions")
+    },
+}
+_LONGEST_NAME = 200  # every certificate repeats it
+_LARGEST = 1e12  # of a normalisation; beyond, fp32 arithmetic overflows or loses the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +111,44 @@ class CheckpointConfig:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        if wrong := [words for name, (words, fits) in _KINDS.items() if not fits(getattr(self, name))]:
+            raise CheckpointError(f"config.json: {wrong[0]}")
         channels, height, width = self.input_shape
+        low, high = SIGMA_RANGE
         problems = {
             "name must not be empty": not self.name,
-            "at least two classes are needed": len(self.classes) < 2,
-            "sigma must lie in [0.005, 4]": not 0.005 <= self.sigma <= 4.0,
+            f"name must be of at most {_LONGEST_NAME} characters": len(self.name) > _LONGEST_NAME,
+            f"2 to {MAX_CLASSES:,} classes are needed: at least two classes, each with its name": not (
+                2 <= len(self.classes) <= MAX_CLASSES
+            ),
+            f"sigma must lie in [{low:g}, {high:g}]": not low <= self.sigma <= high,
             "input_shape must be [1 or 3, height, width]": channels not in (1, 3) or height < 1 or width < 1,
+            f"input_shape must be of at most {MAX_INPUT_VALUES:,} values": channels * height * width > MAX_INPUT_VALUES,
             "mean and std need one value a channel": len(self.mean) != channels or len(self.std) != channels,
-            "mean and std must be finite": not all(math.isfinite(v) for v in (*self.mean, *self.std)),
+            "mean and std must be finite": not all(map(math.isfinite, (*self.mean, *self.std))),
             "std must be positive": any(v <= 0 for v in self.std),
+            f"mean must lie within {_LARGEST:g}, and std in [{1 / _LARGEST:g}, {_LARGEST:g}]": not all(
+                abs(m) <= _LARGEST and 1 / _LARGEST <= s <= _LARGEST for m, s in zip(self.mean, self.std, strict=False)
+            ),
             "outputs must be logits or probabilities": self.outputs not in ("logits", "probabilities"),
             "resize must be at least the input's short side": self.resize < min(height, width),
             "resize must reach the input's long side on square uploads": self.resize < max(height, width),
+            f"resize must be at most {MAX_RESIZE}": self.resize > MAX_RESIZE,
             f"files must name {WEIGHTS} or {GRAPH}": not {WEIGHTS, GRAPH} & set(self.files),
             f"files may name {WEIGHTS}, {GRAPH} and {INT8} only": not set(self.files) <= {WEIGHTS, GRAPH, INT8},
             "files must give each file's digest, sha256:<64 hex digits>": not all(
                 isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in self.files.values()
             ),
         }
-        for message, wrong in problems.items():
-            if wrong:
+        for message, wrong_value in problems.items():
+            if wrong_value:
                 raise CheckpointError(f"config.json: {message}")
+        try:
+            canonical_json(self.to_json())
+        except (TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"config.json: every number must be finite, and every text valid Unicode ({error})"
+            ) from error
 
     @property
     def digest(self) -> str:
@@ -103,16 +167,15 @@ class CheckpointConfig:
         """The configuration that `to_json` wrote; raises `CheckpointError` naming what is missing or wrong."""
         if not isinstance(data, dict):
             raise CheckpointError("config.json: expected a JSON object")
-        if data.get("schema_version") != SCHEMA_VERSION:
+        if data.get("schema_version") != SCHEMA_VERSION or isinstance(data["schema_version"], float):
             raise CheckpointError(
-                f"config.json: schema_version {data.get('schema_version')!r} is not understood "
+                f"config.json: schema_version {ascii(data.get('schema_version'))[:40]} is not understood "
                 f"(this version reads {SCHEMA_VERSION})"
             )
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
-            raise CheckpointError(f"config.json: unknown fields {', '.join(unknown)}")
-        if not isinstance(data.get("files", {}), dict):
-            raise CheckpointError("config.json: files must be an object")
+            shown = ", ".join(unknown)[:200].encode("ascii", "backslashreplace").decode()
+            raise CheckpointError(f"config.json: unknown fields {shown}")
         lists = ("classes", "input_shape", "mean", "std")
         if wrong := [k for k in lists if k in data and not isinstance(data[k], list)]:
             raise CheckpointError(f"config.json: {', '.join(wrong)} must be a list")

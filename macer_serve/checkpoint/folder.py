@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from macer_serve.base_classifier import BaseClassifier
 from macer_serve.checkpoint.config import GRAPH, INT8, WEIGHTS, CheckpointConfig, digest_of
-from macer_serve.errors import CheckpointError
+from macer_serve.checkpoint.limits import MAX_CONFIG_BYTES, parse_json, read_bytes
+from macer_serve.errors import CheckpointError, ParameterError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +27,13 @@ BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 def resolve(checkpoint: str | Path) -> Path:
     """Returns the checkpoint's folder: `bundled:NAME` or a path. Raises `CheckpointError` if it is not there."""
     text = str(checkpoint)
-    path = BUNDLED / text.removeprefix("bundled:") if text.startswith("bundled:") else Path(text).expanduser()
-    if not (path / CONFIG).is_file():
+    path = BUNDLED / text.removeprefix("bundled:") if text.startswith("bundled:") else Path(text)
+    try:
+        path = path.expanduser()
+        found = (path / CONFIG).is_file()
+    except (OSError, RuntimeError, ValueError):  # a name too long, a user who is unknown, a null byte
+        found = False
+    if not found:
         bundled = ", ".join(f"bundled:{p.name}" for p in sorted(BUNDLED.glob("*/")) if (p / CONFIG).is_file())
         raise CheckpointError(
             f"{path} is not a checkpoint: no {CONFIG} in it. Name a folder written by 'macer train' or 'macer import', "
@@ -40,22 +46,29 @@ def load_config(checkpoint: str | Path) -> CheckpointConfig:
     """Returns the configuration alone, for callers that never run the network. Raises `CheckpointError`."""
     path = resolve(checkpoint) / CONFIG
     try:
-        return CheckpointConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return CheckpointConfig.from_json(parse_json(read_bytes(path, MAX_CONFIG_BYTES).decode("utf-8")))
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_checkpoint(checkpoint: str | Path) -> tuple[CheckpointConfig, BaseClassifier]:
     """Returns the configuration and the base classifier, in every form that the checkpoint holds.
 
-    Raises `CheckpointError` for a file that is missing, or whose digest is not the one that the configuration names.
+    Raises `CheckpointError` for a file that is missing, or whose digest is not the one that the configuration names, or
+    a graph that needs other files or does not run within the bounds of `macer_serve.onnx_trial`.
     Weights are read when an engine asks for the torch module.
     """
     config = load_config(checkpoint)
     folder = resolve(checkpoint)
 
     def graph(name: str) -> bytes | None:
-        return read_file(folder, config, name) if name in config.files else None
+        if name not in config.files:
+            return None
+        from macer_serve.onnx_trial import require_runnable
+
+        data = read_file(folder, config, name)
+        require_runnable(data, config.input_shape, folder / name)
+        return data
 
     def module() -> nn.Module:
         return _module(config, folder)
@@ -81,10 +94,7 @@ def load_model(checkpoint: str | Path) -> tuple[CheckpointConfig, nn.Module]:
 def read_file(folder: Path, config: CheckpointConfig, name: str) -> bytes:
     """Returns the bytes of a checkpoint's file. Raises `CheckpointError` unless its digest is the configuration's."""
     path = folder / name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    data = read_bytes(path)
     if (digest := digest_of(data)) != config.files[name]:
         raise CheckpointError(
             f"{path} is not the file this checkpoint was saved with: its digest is {digest}, "
@@ -95,24 +105,27 @@ def read_file(folder: Path, config: CheckpointConfig, name: str) -> bytes:
 
 def _module(config: CheckpointConfig, folder: Path) -> nn.Module:
     """Returns the named architecture with the checkpoint's weights, in eval mode."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     from macer_serve.architectures import base_classifier
+    from macer_serve.checkpoint.fitting import loaded
+    from macer_serve.checkpoint.state_dict import tensors_of
 
-    data = read_file(folder, config, WEIGHTS)
-    model = base_classifier(
-        config.architecture,
-        classes=len(config.classes),
-        input_shape=config.input_shape,
-        mean=config.mean,
-        std=config.std,
-    )
+    state = tensors_of(folder / WEIGHTS, read_file(folder, config, WEIGHTS))
+
+    def build(*, empty: bool = False) -> nn.Module:
+        return base_classifier(
+            config.architecture,
+            classes=len(config.classes),
+            input_shape=config.input_shape,
+            mean=config.mean,
+            std=config.std,
+            empty=empty,
+        )
+
+    what = f"{folder / WEIGHTS} does not fit architecture {config.architecture}"
     try:
-        model.load_state_dict(load(data))
-    except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit architecture {config.architecture}: {error}") from error
-    return model.eval()
+        return loaded(build(empty=True), build, state, what)
+    except ParameterError as error:  # of the architecture or its input's shape, which the configuration names
+        raise CheckpointError(f"{what}: {error}") from error
 
 
 def save_checkpoint(model: nn.Module, config: CheckpointConfig, folder: str | Path) -> CheckpointConfig:

@@ -93,14 +93,15 @@ def command(
 
 
 def _classes(given: str | None) -> tuple[str, ...] | int | None:
-    from macer_serve.errors import ParameterError
+    from macer_serve.checkpoint.limits import MAX_CONFIG_BYTES, read_bytes
+    from macer_serve.errors import CheckpointError, ParameterError
 
     if given is None or given.isdecimal():
-        return None if given is None else int(given)
+        return None if given is None else int(given[:20])  # so many digits are too many classes already
     try:
-        lines = Path(given).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"--classes {given}: {getattr(error, 'strerror', None) or error}") from error
+        lines = read_bytes(Path(given), MAX_CONFIG_BYTES).decode("utf-8-sig").splitlines()
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise ParameterError(f"--classes {given}: {error}") from error
     return tuple(line.strip() for line in lines if line.strip())
 
 

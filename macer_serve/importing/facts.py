@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 
+from macer_serve.checkpoint.limits import MAX_CLASSES, MAX_INPUT_VALUES, MAX_RESIZE, SIGMA_RANGE
 from macer_serve.errors import MissingFactsError, ParameterError
 
 NORMALISATION = ("mean", "std", "value_range")
+LARGEST = 1e6  # of a normalisation: networks read values near 1, or bytes
 _WORDS = {
     "sigma": "the sigma of the noise that it was trained for",
     "classes": "the names of its classes",
@@ -36,14 +38,29 @@ class Facts:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        numbers = (*(self.mean or ()), *(self.std or ()), *(self.value_range or ()))
         low, high = self.value_range or (0.0, 1.0)
+        given = {"mean": self.mean or (), "std": self.std or (), "the range of values": (low, high)}
+        classes = self.classes if isinstance(self.classes, int) else len(self.classes or (None, None))
         problems = {
-            "mean, std and the range of values must be finite": not all(math.isfinite(v) for v in numbers),
+            f"sigma must lie in [{SIGMA_RANGE[0]:g}, {SIGMA_RANGE[1]:g}]": self.sigma is not None
+            and not SIGMA_RANGE[0] <= self.sigma <= SIGMA_RANGE[1],
+            f"there must be 2 to {MAX_CLASSES:,} classes": self.classes is not None and not 2 <= classes <= MAX_CLASSES,
+            "mean, std and the range of values must be finite": not all(
+                math.isfinite(v) for values in given.values() for v in values
+            ),
             "std must be positive": any(v <= 0 for v in self.std or ()),
             f"the range of values must ascend, not {low:g} to {high:g}": not low < high,
+            **{
+                f"{name} must lie within {LARGEST:g}": any(abs(v) > LARGEST for v in values)
+                for name, values in given.items()
+            },
+            f"std must be at least {1 / LARGEST:g}": any(v < 1 / LARGEST for v in self.std or ()),
+            f"the range of values must span at least {1 / LARGEST:g}": high - low < 1 / LARGEST,
             "the input shape must be three positive sizes, C, H, W": self.input_shape is not None
             and (len(self.input_shape) != 3 or min(self.input_shape) < 1),
+            f"the input shape must be of at most {MAX_INPUT_VALUES:,} values": self.input_shape is not None
+            and math.prod(self.input_shape) > MAX_INPUT_VALUES,
+            f"resize must lie in 1 to {MAX_RESIZE}": self.resize is not None and not 1 <= self.resize <= MAX_RESIZE,
         }
         for message, wrong in problems.items():
             if wrong:

@@ -7,6 +7,7 @@ new format is that module and one entry of `FORMATS`.
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ class Foreign:
 
 def read_foreign(path: Path, arch: str | None) -> Foreign:
     """Returns the network of a file by the first format that reads such files. Raises `CheckpointError`."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, it takes names that are too long
         raise CheckpointError(f"{path} is not a file")
     for name in FORMATS.values():
         module: Any = importlib.import_module(name)

@@ -9,6 +9,7 @@ another base classifier.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
-from macer_serve.errors import CheckpointError
+from macer_serve.errors import CheckpointError, first_line
 from macer_serve.onnx_graph import LOGITS, PIXELS
 
 Shape = tuple[int, int, int]
+MAX_BATCH_VALUES = 2**26  # of a batch that a graph fixes, and which a run fills up: 256 MiB
 
 
 def batch_of(model: Any) -> int | None:
@@ -30,7 +32,11 @@ def batch_of(model: Any) -> int | None:
 
 def require_shape(model: Any, shape: Shape, what: str) -> None:
     """Raise `CheckpointError` unless the graph's input can be `[batch, *shape]`."""
-    kind = model.graph.input[0].type.tensor_type
+    kind, batch = model.graph.input[0].type.tensor_type, batch_of(model)
+    if (batch or 1) * math.prod(shape) > MAX_BATCH_VALUES:
+        raise CheckpointError(
+            f"the input of {what} is a batch of {batch:,} images: export it with a dynamic batch dimension"
+        )
     if not kind.HasField("shape"):
         return
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
@@ -56,7 +62,6 @@ def joined(
     opset = max(_opset(part) for part in parts.values())
     nodes: list[Any] = []
     initializers: list[Any] = []
-    sparse: list[Any] = []
     value = PIXELS
     for name, part in parts.items():
         if name == "network" and (any(mean) or any(s != 1.0 for s in std)):
@@ -74,7 +79,6 @@ def joined(
         nodes.append(helper.make_node("Identity", [value], [inner.input[0].name], f"{name}/input"))
         nodes += inner.node
         initializers += inner.initializer
-        sparse += inner.sparse_initializer
         value = inner.output[0].name
     nodes.append(helper.make_node("Identity", [value], [LOGITS], "logits"))
     graph = helper.make_graph(
@@ -83,7 +87,6 @@ def joined(
         [helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["batch", *shape])],
         [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", classes])],
         initializers,
-        sparse_initializer=sparse,
     )
     return helper.make_model(
         graph,
@@ -101,12 +104,12 @@ def _with_any_batch(model: Any) -> Any:
     model = copy.deepcopy(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
     for i, node in enumerate(model.graph.node):
         if node.op_type != "Reshape" or node.input[1] not in constants:
             continue
-        sizes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+        sizes = numpy_helper.to_array(constants[node.input[1]]).flatten().tolist()
         if len(sizes) > 1 and sizes[0] == batch:
             sizes[0] = 0 if -1 in sizes else -1  # the input's own, or what is left
             name = f"any batch {i}"
@@ -128,7 +131,7 @@ def _converted(model: Any, opset: int, what: str) -> Any:
     except Exception as error:  # the converter's own errors, of many kinds
         raise CheckpointError(
             f"{what} and the other graph use operator sets {_opset(model)} and {opset}, and {what} cannot be "
-            f"converted: {str(error).strip().splitlines()[0]}. Export both with one operator set."
+            f"converted: {first_line(error)}. Export both with one operator set."
         ) from error
 
 
@@ -138,5 +141,5 @@ def serialised(model: Any) -> bytes:
         onnx.checker.check_model(model)
         data: bytes = model.SerializeToString(deterministic=True)
     except Exception as error:
-        raise CheckpointError(f"the joined graph is not valid: {str(error).strip().splitlines()[0]}") from error
+        raise CheckpointError(f"the graph is not valid, or too large for ONNX: {first_line(error)}") from error
     return data

@@ -6,7 +6,6 @@ operator sets that onnxruntime does not run, weights that are not finite, and mo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, TensorShapeProto, helper, numpy_helper
 
-from macer_serve.errors import CheckpointError
+from macer_serve.checkpoint.limits import MAX_BYTES, parse_json, read_bytes
+from macer_serve.checkpoint.state_dict import named
+from macer_serve.errors import CheckpointError, first_line
 from macer_serve.importing.facts import Facts
-from macer_serve.importing.files import MAX_BYTES, named, read_bytes
 from macer_serve.importing.foreign import Foreign
-from macer_serve.onnx_graph import NO_FUNCTION, graphs_of, no_functions_in
+from macer_serve.onnx_graph import graphs_of, reason_to_refuse, tensors_of
 
 _OLDEST_IR = 8  # older files list their weights as inputs
 OLDEST_OPSET = 7  # before it, operators broadcast by an attribute
@@ -39,15 +39,17 @@ def read(path: Path, arch: str | None) -> Foreign:
     if stated.get("macer_format") == "1":
         try:
             facts = Facts(
-                sigma=float(json.loads(stated["sigma"])),
-                classes=tuple(map(str, json.loads(stated["classes"]))),
+                sigma=float(parse_json(stated["sigma"])),
+                classes=tuple(map(str, parse_json(stated["classes"]))),
                 input_shape=_static_shape(model.graph),
                 value_range=(0.0, 1.0),
-                resize=int(json.loads(stated["resize"])),
+                resize=int(parse_json(stated["resize"])),
                 name=stated["name"],
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: its metadata are not those that macer export writes: {error}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"{path}: its metadata are not those that macer export writes: {first_line(error)}"
+            ) from error
     return Foreign("onnx", facts, model)
 
 
@@ -61,8 +63,8 @@ def load_graph(path: Path) -> Any:
     try:
         model: Any = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own errors
-        raise CheckpointError(f"{path} is not an ONNX file: {error}") from error
-    tensors = list(_tensors(model.graph))
+        raise CheckpointError(f"{path} is not an ONNX file: {first_line(error)}") from error
+    tensors = list(tensors_of(model.graph))
     _inline_external_data(path, tensors)
     graph = model.graph
     kept = {tensor.name for tensor in graph.initializer}
@@ -70,38 +72,20 @@ def load_graph(path: Path) -> Any:
     del graph.input[:]
     graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, _OLDEST_IR)
-    if wrong := no_functions_in(graph):
-        raise CheckpointError(f"{path} uses {named(wrong)}: {NO_FUNCTION}")
     _require_one_input_and_output(path, graph)
     _require_standard_operators(path, model)
+    if reason := reason_to_refuse(model):
+        raise CheckpointError(f"{path} is refused: {reason}")
     try:
         onnx.checker.check_model(model)
     except Exception as error:
-        raise CheckpointError(f"{path} is no valid ONNX graph: {str(error).strip().splitlines()[0]}") from error
+        raise CheckpointError(f"{path} is no valid ONNX graph: {first_line(error)}") from error
     _require_finite(path, tensors, {name for node in _nodes(graph) if node.op_type in _WEIGHTED for name in node.input})
     return model
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
     return (node for inner in graphs_of(graph) for node in inner.node)
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Yields every tensor that the graph holds, those in attributes included."""
-    for inner in graphs_of(graph):
-        yield from inner.initializer
-        for sparse in inner.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        for node in inner.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                for sparse in (
-                    *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
-                    *attribute.sparse_tensors,
-                ):
-                    yield from (sparse.values, sparse.indices)
 
 
 def _inline_external_data(path: Path, tensors: list[Any]) -> None:
@@ -116,13 +100,16 @@ def _inline_external_data(path: Path, tensors: list[Any]) -> None:
         try:
             file = (folder / location).resolve()  # follows links, too
             offset = int(entries.get("offset", 0))
-            length = int(entries.get("length", max(0, file.stat().st_size - offset))) if file.is_file() else -1
+            size = file.stat().st_size if file.is_file() else -1
+            length = int(entries.get("length", max(0, size - offset)))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: external data of {tensor.name!r} cannot be read: {error}") from error
         if not file.is_relative_to(folder) or Path(location).is_absolute():
             raise CheckpointError(f"{path}: its weights lie outside its folder, in {location!r}: this is refused")
-        if length < 0 or offset < 0 or (total := total + length) > MAX_BYTES:
-            raise CheckpointError(f"{path}: external data {location!r} are missing, or larger than {MAX_BYTES:,} bytes")
+        if size < 0 or length < 0 or offset < 0 or offset + length > size:
+            raise CheckpointError(f"{path}: external data {location!r} are missing, or shorter than the file states")
+        if (total := total + length) > MAX_BYTES:
+            raise CheckpointError(f"{path}: its external data are larger than {MAX_BYTES:,} bytes")
         with file.open("rb") as handle:
             handle.seek(offset)
             tensor.raw_data = handle.read(length)
@@ -141,6 +128,10 @@ def _require_one_input_and_output(path: Path, graph: Any) -> None:
     if kind != TensorProto.FLOAT:
         name = TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else kind
         raise CheckpointError(f"{path}: its input is {name}; float32 pixel values are needed")
+    for value in (graph.input[0], graph.output[0]):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 1:  # as some exporters write an unknown size
+                dim.Clear()
     for value, rank in ((graph.input[0], 4), (graph.output[0], 2)):
         if not value.type.tensor_type.HasField("shape"):  # what it must be, each size unknown
             value.type.tensor_type.shape.dim.extend(TensorShapeProto.Dimension() for _ in range(rank))
@@ -171,7 +162,7 @@ def _require_finite(path: Path, tensors: list[Any], weights: set[str]) -> None:
         if tensor.data_type not in _FLOATS:
             continue
         try:
-            values = numpy_helper.to_array(tensor).astype(np.float64)
+            values = numpy_helper.to_array(tensor)
         except Exception as error:  # its sizes and its data contradict each other
             raise CheckpointError(f"{path}: the tensor {tensor.name!r} is damaged: {error}") from error
         if np.isnan(values).any() or (tensor.name in weights and np.isinf(values).any()):

@@ -15,11 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from macer_serve.architectures import ARCHITECTURES
+from macer_serve.checkpoint.fitting import loaded
+from macer_serve.checkpoint.limits import MAX_CLASSES
+from macer_serve.checkpoint.state_dict import SUFFIXES, named, read_state_dict
 from macer_serve.errors import CheckpointError
 from macer_serve.importing.facts import Facts
-from macer_serve.importing.files import State, load_into, load_tensors, named, state_of
 from macer_serve.importing.foreign import Foreign
+
+State = Mapping[str, Tensor]
 
 ARCHS = {
     "cifar_resnet20": "resnet20",
@@ -31,24 +38,22 @@ ARCHS = {
 }
 PER_STAGE = {"resnet20": 3, "resnet110": 18}  # blocks
 LACKS_NUMBERS = {"layer": "a normalisation layer without numbers"}
-_STAGES = re.compile(r"layer([123])\.(\d+)\.(.+)")
+_STAGES = re.compile(r"layer([123])\.(\d{1,3})\.(.+)")
 
 
 def matches(path: Path, arch: str | None) -> bool:
-    return path.name.endswith((".pth", ".pt", ".tar", ".safetensors")) and (arch is None or arch in ARCHS)
+    return path.suffix in SUFFIXES and (arch is None or arch in ARCHS)
 
 
 def read(path: Path, arch: str | None) -> Foreign:
     """Returns the network. Raises `CheckpointError` for keys that cannot be mapped, and names them."""
-    content = load_tensors(path)
-    stated: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
-    wrapped = next((stated[key] for key in ("state_dict", "net", "model") if key in stated), content)
-    state, layer = _unwrapped(state_of(path, wrapped))
-    told = arch or stated.get("arch")
+    file = read_state_dict(path)
+    state, layer = _unwrapped(path, file.tensors)
+    told = arch or file.arch
     found = _architecture(state)
     if found is None or ARCHS.get(str(told), found) != found:
         raise CheckpointError(
-            f"{path}: its layers are not those of {told or 'a network that is known here'} "
+            f"{path}: its layers are not those of {named([told]) if told else 'a network that is known here'} "
             f"({', '.join(sorted(set(ARCHS)))}): {named(list(state))}. Export the network as ONNX, or name "
             "torchvision's architecture."
         )
@@ -56,9 +61,17 @@ def read(path: Path, arch: str | None) -> Foreign:
     ours = {_key(name, found): value for name, value in state.items()}
     if "fc.weight" not in ours or ours["fc.weight"].ndim != 2:
         raise CheckpointError(f"{path}: it has no last layer fc.weight, but {named(list(state))}")
-    network = ARCHITECTURES[found](len(ours["fc.weight"]), *shape)
-    published = functools.partial(_published, architecture=found)
-    load_into(network, ours, f"{told or found} of published research", published)
+    classes = len(ours["fc.weight"])
+    if classes > MAX_CLASSES:
+        raise CheckpointError(f"{path}: its last layer is of {classes:,} classes; at most {MAX_CLASSES:,} are allowed")
+
+    def build() -> nn.Module:
+        return ARCHITECTURES[found](classes, *shape)
+
+    with torch.device("meta"):
+        empty = build()
+    what = f"{path} is not a {found} of published research"
+    network = loaded(empty, build, ours, what, functools.partial(_published, architecture=found))
     facts = Facts(
         input_shape=shape,
         mean=layer.get("mean"),
@@ -69,7 +82,7 @@ def read(path: Path, arch: str | None) -> Foreign:
     return Foreign("research", facts, network, architecture=found)
 
 
-def _unwrapped(state: State) -> tuple[State, dict[str, Any]]:
+def _unwrapped(path: Path, state: State) -> tuple[State, dict[str, Any]]:
     """Returns the network's own state dict, and what is known of the normalisation layer before it."""
     names = {name: "".join(part for part in re.split(r"(?:^|(?<=\.))module\.", name)) for name in state}
     state = {names[name]: value for name, value in state.items()}
@@ -79,10 +92,14 @@ def _unwrapped(state: State) -> tuple[State, dict[str, Any]]:
     first = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("0.")}
     layer: dict[str, Any] = {}
     for ours, theirs in (("mean", ("mean", "means", "_mean")), ("std", ("std", "sds", "stds", "_std"))):
-        if values := [tuple(map(float, first.pop(name).flatten())) for name in theirs if name in first]:
-            layer[ours] = values[0]
+        if values := [first.pop(name).flatten() for name in theirs if name in first]:
+            if len(values[0]) not in (1, 3):
+                raise CheckpointError(f"{path}: its normalisation layer has {len(values[0])} values; 1 or 3 are needed")
+            layer[ours] = tuple(map(float, values[0]))
     if first:
-        raise CheckpointError(f"its first layer is no normalisation, but has {named(['0.' + name for name in first])}")
+        raise CheckpointError(
+            f"{path}: its first layer is no normalisation, but has {named(['0.' + name for name in first])}"
+        )
     network = {name.partition(".")[2]: value for name, value in state.items() if name.startswith("1.")}
     return network, layer or LACKS_NUMBERS
 

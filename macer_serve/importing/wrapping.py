@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from macer_serve.base_classifier import kind_of_outputs, probe_pixels
+from macer_serve.base_classifier import SAME, error_of_batch, kind_of_outputs, probe_pixels
 from macer_serve.checkpoint import GRAPH, WEIGHTS, CheckpointConfig, save_checkpoint, write_checkpoint
 from macer_serve.checkpoint.config import digest_of
-from macer_serve.checkpoint.export import TOLERANCE
+from macer_serve.checkpoint.limits import read_bytes
 from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError
 from macer_serve.importing.facts import Facts
-from macer_serve.importing.files import read_bytes
 from macer_serve.importing.foreign import Foreign, read_foreign
 
 Floats = npt.NDArray[np.float32]
@@ -120,9 +119,9 @@ def _function(foreign: Foreign, shape: tuple[int, int, int]) -> Function:
 
 def _session(model: Any) -> Function:
     """Returns a graph's function, by onnxruntime without optimisations. A fixed batch is filled up and cut."""
-    from macer_serve.importing.graphs import batch_of
+    from macer_serve.importing.graphs import batch_of, serialised
 
-    run, batch = _open(model.SerializeToString(), model.graph.input[0].name), batch_of(model)
+    run, batch = _open(serialised(model), model.graph.input[0].name), batch_of(model)
 
     def by_its_batch(pixels: Floats) -> Floats:
         if batch is None:
@@ -136,16 +135,13 @@ def _session(model: Any) -> Function:
 
 
 def _open(graph: bytes, name: str) -> Function:
-    """Returns the function of a serialised graph. Raises `EngineError` with onnxruntime's message."""
-    from macer_serve.voters.onnx import open_session, session_options
+    """Returns the function of a serialised graph, run within bounds on memory and time."""
+    from macer_serve.onnx_trial import open_bounded
 
-    session = open_session(graph, session_options(optimise=False), ["CPUExecutionProvider"])
+    bounded = open_bounded(graph, name)
 
     def run(pixels: Floats) -> Floats:
-        try:
-            output = session.run(None, {name: pixels})[0]
-        except Exception as error:
-            raise EngineError(f"onnxruntime cannot run this graph on inputs {list(pixels.shape)}: {error}") from error
+        output = bounded(pixels)
         if not isinstance(output, np.ndarray) or output.dtype != np.float32:
             kind = output.dtype if isinstance(output, np.ndarray) else type(output).__name__
             raise CheckpointError(f"the graph returns {kind}; float32 logits are needed, not class numbers")
@@ -210,7 +206,6 @@ def _require_same(graph: bytes, original: Function, pixels: Floats) -> None:
     from macer_serve.onnx_graph import PIXELS
 
     run, expected = _open(graph, PIXELS), original(pixels)
-    allowed = TOLERANCE * float(np.abs(expected).max())
     if not np.array_equal(original(pixels), expected):
         raise CheckpointError(
             "the network gives other logits when it is run again: it draws random numbers, or was exported for "
@@ -224,10 +219,12 @@ def _require_same(graph: bytes, original: Function, pixels: Floats) -> None:
                 f"the graph cannot be run on {batch} image(s), it was exported for another batch: export it with a "
                 f"dynamic batch dimension ({error})"
             ) from error
-        if logits.shape != expected[:batch].shape or not (np.abs(logits - expected[:batch]) <= allowed).all():
+        difference = error_of_batch(logits, expected) if logits.shape[:1] == (batch,) else np.inf
+        if difference > SAME:
             raise EngineMismatchError(
-                f"the network's logits depend on the batch: for {batch} image(s) they differ by more than "
-                f"{allowed:.2g} from those of the file as it is. Export it in evaluation mode, with a dynamic batch."
+                f"the network's logits depend on the batch: for {batch} image(s) a class's differ from those of the "
+                f"file as it is by {difference:.2g} of how much they vary, and {SAME:g} is allowed. Export it in "
+                "evaluation mode, with a dynamic batch."
             )
 
 

@@ -19,10 +19,11 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from macer_serve.base_classifier import relative_error
 from macer_serve.errors import EngineError, ParameterError
 from macer_serve.smoothing.noise import FRACTION_BITS, Noise, as_pixels
 from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, Votes
-from macer_serve.voters.engines import Engine, EngineName, Logits, Passes, relative_error
+from macer_serve.voters.engines import Engine, EngineName, Logits, Passes
 from macer_serve.voters.tasks import Task
 
 log = logging.getLogger(__name__)

@@ -49,7 +49,7 @@ class Engine(Protocol):
 
     `precision` and `compiled` are part of its name, as is `build`: the digest of a compiled file that another build
     of the same graph need not reproduce. `tolerance` bounds the relative error that its arithmetic explains, see
-    `relative_error`.
+    `macer_serve.base_classifier.relative_error`.
     """
 
     device: str
@@ -77,24 +77,6 @@ class Engine(Protocol):
     def seal(self) -> None:
         """End the warm-up: from now on `logits` must stay the same function, or raise."""
         ...
-
-
-def relative_error(logits: Logits, plain: Logits) -> float:
-    """Returns the largest error of a class's logits, relative to how much they vary; infinite if one is not finite.
-
-    Each class has a scale of its own: the standard deviation of its plain logits over the rows `[k, classes]`, at
-    least a tenth of the median class's and 1e-5 of their size. A logit of -1e9 (a masked class) or an offset common to
-    all classes hides no difference of the others.
-    """
-    if logits.shape != plain.shape or not (np.isfinite(logits).all() and np.isfinite(plain).all()):
-        return float("inf")
-    exact = plain.astype(np.float64)
-    spread = exact.std(0)
-    scale = np.maximum(np.maximum(spread, 0.1 * np.median(spread)), 1e-5 * np.abs(exact).max(0))
-    error = np.sqrt(np.mean((logits.astype(np.float64) - exact) ** 2, axis=0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(error == 0.0, 0.0, error / scale)
-    return float(relative.max())
 
 
 @dataclass(frozen=True, slots=True)

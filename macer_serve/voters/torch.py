@@ -20,10 +20,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from macer_serve.base_classifier import BaseClassifier
+from macer_serve.base_classifier import BaseClassifier, relative_error
 from macer_serve.errors import EngineError
 from macer_serve.hardware import multiplies_bf16, pick_device
-from macer_serve.voters.engines import Copies, Logits, Passes, relative_error, require
+from macer_serve.voters.engines import Copies, Logits, Passes, require
 from macer_serve.voters.options import VoterOptions
 
 log = logging.getLogger(__name__)

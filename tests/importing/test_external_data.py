@@ -51,7 +51,10 @@ def test_weights_beside_the_file_are_taken_in(tmp_path: Path) -> None:
     ("entries", "words"),
     [
         ({"location": "absent.bin"}, "are missing"),
-        ({"location": "w.bin", "length": "99999999999"}, "larger than"),
+        ({"location": "w.bin", "length": "99999999999"}, "shorter than"),
+        ({"location": "w.bin", "offset": str(2**70)}, "shorter than"),
+        ({"location": "w.bin", "offset": "9" * 5000}, "cannot be read"),
+        ({"location": "a\0b"}, "cannot be read"),
         ({"location": "w.bin", "offset": "-1"}, "are missing"),
         ({"location": "w.bin", "offset": "x"}, "cannot be read"),
         ({"location": "w.bin", "length": "8"}, "damaged|valid"),

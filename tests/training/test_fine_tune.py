@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torchvision.models import densenet121, resnet18, squeezenet1_1
 
 from macer_serve.checkpoint import load_model
+from macer_serve.checkpoint.fitting import head_tensors
 from macer_serve.cli import main
 from macer_serve.datasets import dataset_info
 from macer_serve.errors import CheckpointError, ParameterError
-from training.initial import Initial, head_tensors, initial_model
+from training.initial import Initial, initial_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]
@@ -169,12 +170,12 @@ def _without(*names: str) -> Callable[[State], State]:
 
 
 MISFITS: dict[str, tuple[Callable[[State], State], str]] = {
-    "missing": (_without("layer1.0.conv1.weight", "bn1.bias"), "bn1.bias is missing; layer1.0.conv1.weight is missing"),
-    "no head": (_without("fc.weight", "fc.bias"), "fc.weight is missing; fc.bias is missing"),
-    "unexpected": (lambda state: {**state, "extra": torch.zeros(2)}, "extra is not in the network"),
-    "shape": (lambda state: {**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, "size mismatch for conv1.weight"),
-    "bias": (lambda state: {**state, "fc.bias": torch.zeros(3)}, "size mismatch for fc.weight"),
-    "features": (lambda state: {**state, "fc.weight": torch.zeros(10, 256)}, "size mismatch for fc.weight"),
+    "missing": (_without("layer1.0.conv1.weight", "bn1.bias"), "missing are bn1.bias, layer1.0.conv1.weight"),
+    "no head": (_without("fc.weight", "fc.bias"), "missing are fc.weight, fc.bias"),
+    "unexpected": (lambda state: {**state, "extra": torch.zeros(2)}, "unknown are extra"),
+    "shape": (lambda state: {**state, "conv1.weight": torch.zeros(64, 3, 3, 3)}, "of another shape are conv1.weight"),
+    "bias": (lambda state: {**state, "fc.bias": torch.zeros(3)}, "of another shape are fc.weight"),
+    "features": (lambda state: {**state, "fc.weight": torch.zeros(10, 256)}, "of another shape are fc.weight"),
     "other network": (lambda state: dict(squeezenet1_1(num_classes=3).state_dict()), "more. Name the architecture"),
 }
 
@@ -189,10 +190,29 @@ def test_any_other_mismatch_is_refused_by_name(tmp_path: Path, weights: State, m
     assert "does not fit torchvision:resnet18" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"),
+    [
+        ("bn1.running_var", -torch.ones(64), CheckpointError, "bn1.running_var has negative values"),
+        ("bn1.bias", torch.zeros(64, dtype=torch.int64), ParameterError, "another type of numbers are bn1.bias"),
+        ("bn1.bias", torch.zeros(64, dtype=torch.complex64), CheckpointError, "torch.ComplexFloatStorage"),
+        ("bn1.bias", torch.full((64,), 1e300, dtype=torch.float64), CheckpointError, "not finite in float32"),
+        ("fc.weight", torch.zeros(2**40, 0), ParameterError, "of another shape are fc.weight"),
+        ("fc.weight", torch.tensor(1.0), ParameterError, "of another shape are fc.weight"),
+    ],
+)
+def test_weights_that_are_no_weights_are_refused(
+    tmp_path: Path, weights: State, name: str, value: Tensor, error: type[Exception], words: str
+) -> None:
+    torch.save({**weights, name: value}, tmp_path / "weights.pth")
+    with pytest.raises(error, match=words):
+        initial(tmp_path / "weights.pth")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, weights: State, value: float) -> None:
     torch.save({**weights, "bn1.bias": torch.full((64,), value)}, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"bn1\.bias holds values that are not finite"):
+    with pytest.raises(CheckpointError, match=r"bn1\.bias has values that are not finite"):
         initial(tmp_path / "weights.pth")
 
 
@@ -215,7 +235,9 @@ def test_a_file_that_would_execute_code_is_refused_and_nothing_executed(
         torch.save(hostile, path, _use_new_zipfile_serialization=form == "zip")
     refused = train(*RESNET18, "--data-dir", photographs, "--init", path, "--out", tmp_path / "out")
     assert refused.exit_code == 3
-    assert "weights.pth is refused: loading it would call posix.system" in refused.output
+    assert (
+        "weights.pth is refused, and nothing in it was executed: loading it would call posix.system" in refused.output
+    )
     assert "weights_only" not in refused.output, "no advice to load it all the same"
     assert not (tmp_path / "executed").exists()
     assert not (tmp_path / "out").exists()
@@ -227,7 +249,7 @@ def test_a_file_that_would_execute_code_is_refused_and_nothing_executed(
         ("a.pth", b"", "a.pth is damaged, or not written by torch.save"),
         ("a.pt", b"PK\x03\x04 and so on", "a.pt is damaged"),
         ("a.safetensors", b"hello", "a.safetensors is damaged, or no safetensors file"),
-        ("a.onnx", b"", "its name must end in .pth, .pt, .safetensors"),
+        ("a.onnx", b"", "its name must end in .pth, .pt, .tar, .safetensors"),
         ("absent.pth", None, "absent.pth cannot be read: No such file"),
     ],
 )
@@ -242,11 +264,11 @@ def test_files_that_hold_no_weights(tmp_path: Path, name: str, content: bytes | 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3, "lr": 0.1}, "'epoch', 'lr' is no tensor"),
+        ({"epoch": 3, "lr": 0.1}, "holds other things than tensors by name: epoch, lr"),
         ([1, 2], "holds no state dict, but list"),
         ({}, "holds no state dict"),
-        ({"a": torch.zeros(3).to_sparse()}, "a is no plain tensor of numbers"),
-        ({"a": torch.zeros(3, device="meta")}, "a is no plain tensor of numbers"),
+        ({"a": torch.zeros(3).to_sparse()}, "loading it would call torch._utils._rebuild_sparse_tensor"),
+        ({"a": torch.zeros(3, device="meta")}, "loading it would call torch._utils._rebuild_meta_tensor"),
     ],
 )
 def test_files_of_other_things(tmp_path: Path, content: Any, message: str) -> None:
@@ -260,7 +282,7 @@ def test_a_compressed_file_is_refused_before_it_fills_the_memory(file: Path, tmp
     with zipfile.ZipFile(file) as whole, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed:
         for entry in whole.namelist():
             packed.writestr(entry, whole.read(entry))
-    with pytest.raises(CheckpointError, match=r"bomb\.pth is refused: .* in it is compressed"):
+    with pytest.raises(CheckpointError, match=r"bomb\.pth is refused, .* in it is compressed"):
         initial(tmp_path / "bomb.pth")
 
 

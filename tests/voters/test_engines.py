@@ -20,13 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from macer_serve.base_classifier import BaseClassifier
+from macer_serve.base_classifier import BaseClassifier, relative_error
 from macer_serve.checkpoint import load_checkpoint
 from macer_serve.errors import EngineError, ParameterError
 from macer_serve.hardware import multiplies_int8
 from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import EngineName, Task, VoterOptions, open_voter
-from macer_serve.voters.engines import Passes, choose, relative_error
+from macer_serve.voters.engines import Passes, choose
 from macer_serve.voters.options import DEVICES, ENGINES, PRECISIONS
 
 HEX = st.text("0123456789abcdef", min_size=16, max_size=16)
