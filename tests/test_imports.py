@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,4 +82,34 @@ def test_imports_point_one_way(room: str) -> None:
             parts = node.module.split(".")
             assert parts[0] != "training", path
             if parts[0] == "macer_serve" and len(parts) > 1:
-                assert parts[1] in ALLOWED[room] | {room}, f"{path} imports {node.module}"
+                assert parts[1] in ALLOWED[room] | {room, "version"}, f"{path} imports {node.module}"
+
+
+ROOMS = ("smoothing", "voters", "importing", "verification", "evaluation", "serving", "cli")
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_modules_of_a_room_import_each_other(package: str) -> None:
+    """Imports within functions and under `TYPE_CHECKING` count."""
+    found = house.circles(house.imports())
+    assert not [group for group in found if any(house.room(module) == package for module in group)]
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert house.circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_noise_knows_no_state_machine() -> None:
+    """Who draws noise needs neither plans nor bounds."""
+    graph, reached, left = house.imports(), set(), ["macer_serve.smoothing.noise"]
+    while left:
+        reached.add(module := left.pop())
+        left += graph[module] - reached
+    assert {module.rpartition(".")[2] for module in reached} <= {
+        "noise",
+        "philox",
+        "votes",
+        "errors",
+        "smoothing",
+        "macer_serve",
+    } | {"version"}
