@@ -246,7 +246,7 @@ def sure_of_the_lead(first: int, second: int) -> float:
 
 BROKEN: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(plans(0.05), (sure_of_the_mean, "mixture.lower")),
-    "two-sided": (sure_of_votes, "proof.clopper_pearson_lower", "bounds.clopper_pearson_lower"),
+    "two-sided": (sure_of_votes, "confidence.clopper_pearson_lower", "binomial.clopper_pearson_lower"),
     "predict": (sure_of_the_lead, "proof.top_two_p_value"),
 }
 
