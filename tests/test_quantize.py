@@ -219,7 +219,7 @@ def test_int8_certificates_are_sound(
     radii = [int(np.floor(255 * radius - 0.5)) for radius in proved]
     if broken:
         original = clopper_pearson_lower
-        for place in ("proof", "bounds"):
+        for place in ("confidence", "binomial"):
             monkeypatch.setattr(
                 f"macer_serve.smoothing.{place}.clopper_pearson_lower", lambda k, n, a: original(k, n, min(0.49, 5 * a))
             )
