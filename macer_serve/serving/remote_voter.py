@@ -68,8 +68,7 @@ class RemoteVoter:
             while (pending := window.oldest) is not None and not run.done:
                 window.count(await pending)
                 progress(run)
-                if not run.done:
-                    window.fill(submit)
+                window.fill(submit)  # nothing, if the run is done
         finally:
             left = list(window.drain())
             for task in left:

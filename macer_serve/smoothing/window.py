@@ -60,8 +60,10 @@ class Tally:
         """Returns the next copies to draw, at most `size` of them."""
         if not self._left:
             return Done() if self.done else Waiting()
-        draw, *rest = self._left[0].cut(size or len(self._left[0]))
-        self._left[:1] = [replace(rest[0], stop=rest[-1].stop)] if rest else []
+        left = self._left.pop(0)
+        draw = left if size is None else replace(left, stop=min(left.start + size, left.stop))
+        if draw.stop < left.stop:
+            self._left.insert(0, replace(left, start=draw.stop))
         self.handed_out += len(draw)
         return draw
 

@@ -29,7 +29,6 @@ def drive(run: S, x: FixedPoint, seed: bytes, voter: Voter, progress: Callable[[
         window.count(pending.result())
         if progress is not None:
             progress(run)
-        if not run.done:
-            window.fill(submit)
+        window.fill(submit)  # nothing, if the run is done
     for left in window.drain():
         left.cancel()
