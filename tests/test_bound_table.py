@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import click
 import numpy as np
 import pytest
 
+from macer_serve.cli.predict import command as predict
 from macer_serve.errors import ParameterError
+from macer_serve.serving.settings import ModelSettings
 from macer_serve.smoothing.bounds import BOUNDS
 from macer_serve.smoothing.certificate import statement
 from macer_serve.smoothing.certification import Certification, Claim
@@ -31,6 +34,14 @@ def test_a_new_bound_is_one_file_and_one_entry(monkeypatch: pytest.MonkeyPatch) 
     assert claim.radius == pytest.approx(published.radius / 2, abs=2e-6)
     assert "changes the cautious smoothed classifier's class" in statement(claim, plan, "exact-lattice/1")
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_commands_and_deployments_take_the_bounds_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    (option,) = [o for o in predict.params if o.name == "bound"]
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == list(BOUNDS)
+    monkeypatch.setitem(BOUNDS, "cautious", "cautious_bound")
+    assert ModelSettings(checkpoint="bundled:cifar10", bound="cautious").plan().bound == "cautious"
 
 
 def test_an_unknown_bound_is_refused_by_name() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macer_serve.cli.options import Command, with_options
+from macer_serve.smoothing.bounds import BOUNDS
 
 if TYPE_CHECKING:
     from macer_serve.smoothing.plan import Plan
@@ -23,9 +24,7 @@ def plan_options(*, n: int) -> Callable[[Command], Command]:
         click.option("--alpha", type=float, default=0.001, show_default=True, help="1 - confidence."),
         click.option("--radius", type=float, help="Stop as soon as it is decided whether the radius is so large."),
         click.option("--tolerance", type=float, help="Stop once more votes would add no more than this."),
-        click.option(
-            "--bound", type=click.Choice(["one-sided", "two-sided", "soft"]), default="one-sided", show_default=True
-        ),
+        click.option("--bound", type=click.Choice(list(BOUNDS)), default="one-sided", show_default=True),
         click.option("--beta", type=float, default=16.0, show_default=True, help="soft: inverse temperature."),
     ]
     return with_options(options)

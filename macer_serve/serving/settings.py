@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from macer_serve.errors import ParameterError
 from macer_serve.images import DEFAULT_LIMITS, MAX_PIXELS
+from macer_serve.smoothing.bounds import BOUNDS, bound_named
 from macer_serve.smoothing.plan import Plan
 from macer_serve.voters import VoterOptions
 
 # A model's name is part of its voter deployment's name, of metrics and of URLs.
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _known_bound(name: str) -> str:
+    """Returns the name of a bound. Raises `ParameterError` if there is none of that name."""
+    bound_named(name)
+    return name
 
 
 class _Strict(BaseModel):
@@ -30,7 +37,9 @@ class ModelSettings(_Strict):
     alpha: Annotated[float, Field(gt=0, lt=0.5, description="1 - confidence.")] = 0.001
     radius: Annotated[float | None, Field(gt=0, description="Plan: decide whether the radius is so large.")] = None
     tolerance: Annotated[float | None, Field(gt=0, description="Plan: the radius to within so much.")] = None
-    bound: Literal["one-sided", "two-sided", "soft"] = "one-sided"
+    bound: Annotated[str, AfterValidator(_known_bound), Field(description=f"One of: {', '.join(BOUNDS)}.")] = (
+        "one-sided"
+    )
     beta: Annotated[float, Field(gt=0, lt=1000, description="soft: inverse temperature.")] = 16.0
     n_predict: Annotated[int, Field(ge=1, le=10**7, description="Votes of mode=predict.")] = 1000
     noise: Literal["exact", "gaussian"] = "exact"

@@ -160,10 +160,10 @@ def statement(claim: Claim, plan: Plan, noise: str) -> str:
     confidence = f"{100 * (1 - plan.alpha):.10g}%"
     if plan.mode == "predict":
         return f"With confidence {confidence}, this is the smoothed classifier's class; no radius is certified."
+    caveat = f", {words}," if (words := caveat_of(noise)) else ""
     return (
         f"With confidence {confidence}, no change of L2 norm below {claim.radius:.6f} to the model input "
-        f"(pixel values in [0, 1]){caveat_of(noise)} changes the {bound_named(plan.bound).adjective}smoothed "
-        "classifier's class."
+        f"(pixel values in [0, 1]){caveat} changes the {bound_named(plan.bound).adjective}smoothed classifier's class."
     )
 
 

@@ -63,7 +63,7 @@ class Noise(Protocol):
     """A stream of noisy copies of inputs of one shape. Pixel values in [0, 1] are `scale` times what is drawn.
 
     `name` names the stream with its version in records. `caveat` stands in a certificate's statement: what keeps it
-    from being exact, if anything.
+    from being exact, or nothing.
     """
 
     name: str
@@ -274,7 +274,7 @@ class GaussianNoise:
     """x + eps in float32, as the papers' code does. Certificates hold only up to floating-point error."""
 
     name = "gaussian/1"
-    caveat = ", up to floating-point error of the added noise,"
+    caveat = "up to floating-point error of the added noise"
     dtype: np.dtype[Any] = np.dtype(np.float32)
     scale = 1.0
 

@@ -91,7 +91,7 @@ def _known_noise(c: Certificate) -> Finding:
     if kind_of(c.noise) is None:
         known = ", ".join(stream.name for stream in STREAMS.values())
         return Finding("noise", "does not hold", f"{shown(c.noise)} is none of {known}")
-    caveat = caveat_of(c.noise).strip(", ")
+    caveat = caveat_of(c.noise)
     return holds("noise", f"{c.noise}: certificates hold {caveat}" if caveat else c.noise)
 
 

@@ -59,9 +59,9 @@ class Bound(ABC):
     def attainable(self, budget: Budget, votes: Votes, top: int, *, sigma: float, limit: int) -> float:
         """Returns the radius that `limit` votes would prove if p_A were as large as the votes allow."""
 
-    @abstractmethod
     def shortfall(self, p_upper: float) -> str:
         """Returns the words that follow "is certain to hold only so much of the noise" in an abstention."""
+        return f", while another class may hold {math.ceil(1000 * p_upper) / 10:.1f} %"
 
     def radius_decision(
         self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float, tau: float
@@ -110,8 +110,3 @@ def less_tau(p_lower: float, tau: float) -> float:
 def more_tau(p_upper: float, tau: float) -> float:
     """Returns an upper bound plus tau, one step further up."""
     return min(1.0, math.nextafter(p_upper + tau, 2.0)) if tau > 0.0 else p_upper
-
-
-def shortfall_of_two(p_upper: float) -> str:
-    """Returns the words of bounds that bound other classes apart."""
-    return f", while another class may hold {math.ceil(1000 * p_upper) / 10:.1f} %"

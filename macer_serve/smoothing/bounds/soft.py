@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from macer_serve.smoothing.bounds.base import Bound, Proof, both_sides, proof_of, shortfall_of_two
+from macer_serve.smoothing.bounds.base import Bound, Proof, both_sides, proof_of
 from macer_serve.smoothing.confidence import Budget
 from macer_serve.smoothing.radius import two_sided_radius
 from macer_serve.smoothing.votes import Votes, count, shares
@@ -36,9 +36,6 @@ class Soft(Bound):
         second = np.delete(mean, top).max(initial=0.0)
         p_lower = min(proof.p_lower + most - mean[top], 1.0 - 1e-12)
         return two_sided_radius(p_lower, max(proof.p_upper + least - second, 1e-12), sigma)
-
-    def shortfall(self, p_upper: float) -> str:
-        return shortfall_of_two(p_upper)
 
 
 BOUND = Soft()

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from macer_serve.smoothing.bounds.base import Bound, Proof, both_sides, proof_of, shortfall_of_two
+from macer_serve.smoothing.bounds.base import Bound, Proof, both_sides, proof_of
 from macer_serve.smoothing.confidence import Budget
 from macer_serve.smoothing.radius import one_sided_radius, two_sided_radius
 from macer_serve.smoothing.votes import Votes
@@ -34,9 +34,6 @@ class TwoSided(Bound):
         runner_up = min(rest, max(math.floor(least * limit), -(-rest // max(1, len(votes) - 1))))
         hoped = np.array([k, *[runner_up] * (rest // max(1, runner_up)), rest % max(1, runner_up)])
         return self.prove(budget, hoped, 0, sigma=sigma, tau=0.0).radius
-
-    def shortfall(self, p_upper: float) -> str:
-        return shortfall_of_two(p_upper)
 
 
 BOUND = TwoSided()
