@@ -19,7 +19,7 @@ def upright_rgb(image: Image.Image, depth: int, exif: bytes) -> NDArray[np.uint8
 
 
 def _rgb(image: Image.Image, depth: int) -> NDArray[np.uint8]:
-    """The loaded image as uint8 [height, width, 3]; `depth` is a PNG's bits a channel, by which its tRNS counts."""
+    """Returns the loaded image as uint8 [height, width, 3]. A transparent colour (PNG's tRNS) has `depth` bits."""
     key = image.info.get("transparency")
     if image.mode in ("1", "L") or image.mode.startswith("I"):
         wide = np.asarray(image.convert("L") if image.mode == "1" else image)
@@ -45,7 +45,7 @@ def _rgb(image: Image.Image, depth: int) -> NDArray[np.uint8]:
 
 
 def _orientation(exif: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 (as stored) where it is absent or malformed."""
+    """Returns the EXIF orientation, 1 to 8; 1 (as stored) if it is absent or malformed."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     try:
@@ -62,7 +62,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def _oriented(u: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The stored pixels as they are to be seen: the table of EXIF tag 0x0112."""
+    """Returns the stored pixels turned as EXIF tag 0x0112 says."""
     if orientation >= 5:
         u, orientation = u.swapaxes(0, 1), {5: 1, 6: 2, 7: 3, 8: 4}[orientation]
     return {1: u, 2: u[:, ::-1], 3: u[::-1, ::-1], 4: u[::-1]}[orientation]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macer_serve.datasets import load_dataset
-from macer_serve.errors import MacerError, ParameterError, TrainingError
+from macer_serve.errors import MacerError, ParameterError, TrainingError, first_line
 from macer_serve.evaluation.logs import Row
 from training.desk import REPORTS, Hear, Listening, Reports, new_desk
 from training.loop import InterruptedRunError, Progress, stop_requests
@@ -96,8 +96,8 @@ def _attempts(
             raise _interrupted(folder) from failure
         log.info("%s", failure)
         losses, saved = (losses + 1, saved) if _saved(options) == saved else (1, _saved(options))
-        what = "; ".join(f"worker {rank}: {_first_line(error)}" for rank, error in of_workers.items())
-        what = what or _first_line(getattr(failure, "controller_failure", failure))
+        what = "; ".join(f"worker {rank}: {first_line(error)}" for rank, error in of_workers.items())
+        what = what or first_line(getattr(failure, "controller_failure", failure))
         if losses == MOST_LOSSES:
             raise TrainingError(
                 f"the workers failed {losses} times without progress ({what}). What was saved is kept in {folder}: "
@@ -239,7 +239,3 @@ def _absolute(checkpoint: str | None) -> str | None:
     if checkpoint is None or checkpoint.startswith("bundled:"):
         return checkpoint
     return str(Path(checkpoint).expanduser().absolute())
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

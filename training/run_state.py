@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from macer_serve.errors import TrainingError
+from macer_serve.errors import TrainingError, first_line
 
 
 class RunFolder:
@@ -45,7 +45,7 @@ class RunFolder:
             state: dict[str, Any] = torch.load(latest, map_location="cpu", weights_only=True)
             saved = _flat(json.loads(state["identity"]))
         except Exception as error:  # torch.load raises whatever a damaged archive provokes
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             older = f"remove it to continue from {states[-2].name}, or " if len(states) > 1 else ""
             raise TrainingError(
                 f"{latest} is damaged ({reason}); {older}use --restart to discard the run and start anew"
@@ -136,6 +136,6 @@ def _unwritten(path: Path, staging: Path, error: Exception) -> TrainingError:
     with contextlib.suppress(OSError):
         staging.unlink(missing_ok=True)
     return TrainingError(
-        f"{path} could not be written ({str(error).splitlines()[0]}); what was saved before is still there. "
+        f"{path} could not be written ({first_line(error)}); what was saved before is still there. "
         "Make room and run the same command again."
     )

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from macer_serve.checkpoint.config import INT8, CheckpointConfig
 from macer_serve.checkpoint.folder import load_checkpoint, read_file, resolve, write_checkpoint
-from macer_serve.errors import EngineError
+from macer_serve.errors import EngineError, first_line
 from macer_serve.onnx_graph import LOGITS, PIXELS
 
 Pixels = npt.NDArray[np.float32]
@@ -104,7 +104,7 @@ def quantize_graph(graph: bytes, calibration: Pixels) -> bytes:
                 extra_options={"CalibPercentile": PERCENTILE},
             )
         except Exception as error:  # onnxruntime's tools raise errors of many kinds
-            raise EngineError(f"this graph cannot be quantised: {str(error).strip().splitlines()[0]}") from error
+            raise EngineError(f"this graph cannot be quantised: {first_line(error)}") from error
         model = onnx.load(quantised)
     if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise EngineError("this graph has nothing to quantise: no convolution or matrix product but its last layer")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from macer_serve.base_classifier import BaseClassifier, relative_error
-from macer_serve.errors import EngineError
+from macer_serve.errors import EngineError, first_line
 from macer_serve.hardware import multiplies_bf16, pick_device
 from macer_serve.voters.engines import Copies, Logits, Passes, require
 from macer_serve.voters.options import VoterOptions
@@ -102,7 +102,7 @@ class TorchEngine:
             raise
         except Exception as error:
             how = "compiled by torch.compile" if self.compiled else "run by torch"
-            raise EngineError(f"the network cannot be {how} here: {_reason(error)}") from error
+            raise EngineError(f"the network cannot be {how} here: {first_line(error)}") from error
         return logits
 
     def _compiled(self, copies: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def plain_logits(module: nn.Module, pixels: npt.NDArray[np.float32]) -> Logits:
         with torch.inference_mode():
             output = module(torch.from_numpy(pixels).to(device))
     except Exception as error:
-        raise EngineError(f"the network cannot be run on inputs {list(pixels.shape)}: {_reason(error)}") from error
+        raise EngineError(f"the network cannot be run on inputs {list(pixels.shape)}: {first_line(error)}") from error
     if not isinstance(output, Tensor):
         raise EngineError(f"the base classifier must return a tensor of logits, not {type(output).__name__}")
     return output.float().cpu().numpy()
@@ -236,7 +236,7 @@ def split_head(network: nn.Module, probe: Tensor) -> tuple[nn.Module, nn.Linear]
         with torch.no_grad():  # not inference mode, whose tensors do not count changes in place
             output = network(probe)
     except Exception as error:
-        raise EngineError(f"the network cannot be run on inputs {list(probe.shape)}: {_reason(error)}") from error
+        raise EngineError(f"the network cannot be run on inputs {list(probe.shape)}: {first_line(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -264,7 +264,7 @@ def _folded(module: nn.Module) -> nn.Module:
     try:
         return fuse(module).eval()
     except Exception as error:  # fx cannot trace every forward; unfolded is the same function, slower
-        log.warning("batch normalisation is not folded (%s): the voter will be slower", _reason(error))
+        log.warning("batch normalisation is not folded (%s): the voter will be slower", first_line(error))
         return copy.deepcopy(module)
 
 
@@ -313,8 +313,3 @@ def _setting(name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part, None)
     return None if value in ("none", "ieee") else value
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
