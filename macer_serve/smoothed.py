@@ -165,6 +165,8 @@ class SmoothedClassifier:
             n0=plan.selection,
             n=claim.n,
             votes=claim.votes,
+            proof_n=claim.proof_n,
+            proof_votes=None if claim.proof_n == claim.n else claim.proof_votes,
             selection_votes=claim.selection_votes,
             p_lower=claim.p_lower,
             p_upper=claim.p_upper,

@@ -116,12 +116,23 @@ def claim(**changes: Any) -> Claim:
     plain = Claim(
         class_id=None, radius=0.0, p_lower=0.49999, top_class=2, votes=(960, 10, 1030), n=2000,
         selection_votes=(20, 0, 30), p_upper=0.50001, stopped="n",
+        proof_votes=(960, 10, 1030), proof_n=2000,
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
 
 @pytest.mark.parametrize(
-    ("alpha", "confidence"), [(0.001, "99.9%"), (0.05, "95%"), (0.0001, "99.99%"), (1e-6, "99.9999%")]
+    ("alpha", "confidence"),
+    [
+        (0.001, "99.9%"),
+        (0.05, "95%"),
+        (0.0001, "99.99%"),
+        (1e-6, "99.9999%"),
+        (4e-11, "99.999999996%"),
+        (0.00100000000049, "99.899999999951%"),
+        (1e-12, "99.9999999999%"),
+        (0.3, "70%"),
+    ],
 )
 def test_confidence_is_not_rounded_up(alpha: float, confidence: str) -> None:
     said = statement(claim(class_id=2, radius=0.516204, p_lower=0.98), Plan(alpha=alpha), "exact-lattice/1")

@@ -35,8 +35,8 @@ def alterations() -> list[Callable[[dict[str, Any]], object]]:
         lambda r: r["alpha_split"].update(mixture=r["alpha"]),
         lambda r: r["alpha_split"].update({"clopper-pearson": r["alpha"]}),
         lambda r: r["alpha_split"].pop("clopper-pearson"),
-        lambda r: r["looks"].update(first=1),
-        lambda r: r["looks"].update(growth=1.5),
+        lambda r: r.update(alpha=1e-13),
+        lambda r: r.update(looks=[16]),
         lambda r: r.update(kind="fixed"),
         lambda r: r.update(alpha=0.01),
         lambda r: r.update(n=2000.0),
@@ -47,7 +47,7 @@ def alterations() -> list[Callable[[dict[str, Any]], object]]:
         lambda r: r.update(tolerance=0.1),
         lambda r: r.update(mode="predict"),
         lambda r: r.update(more=1),
-        lambda r: r.pop("looks"),
+        lambda r: r.pop("kind"),
         lambda r: r.pop("n"),
     ]
 

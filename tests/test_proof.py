@@ -102,7 +102,7 @@ def run_exactly(plan: Plan, p: float) -> tuple[float, float]:
         alive, at = np.convolve(alive, binom.pmf(np.arange(look - at + 1), look - at, p)), look
         for k in np.flatnonzero(alive > 1e-15).tolist():
             votes = np.array([k, look - k])
-            if look == plan.n or decided(plan, votes, 0, sigma=SIGMA, tau=0.0, limit=plan.n):
+            if look == plan.n or decided(plan, votes, 0, proof(plan, *votes).radius, sigma=SIGMA, limit=plan.n):
                 false += float(alive[k]) * (prove(plan, votes, 0, sigma=SIGMA, tau=0.0).radius > truth)
                 mean += float(alive[k]) * look
                 alive[k] = 0.0
@@ -183,11 +183,12 @@ def test_every_plan_and_cap_claims_what_the_union_covers(
     winners = (np.random.default_rng(seed).random(1000) < share).astype(np.int64)
     run = Certification(Plan(n=1000, alpha=0.05, **kind), classes=2, sigma=SIGMA, cap=cap)  # type: ignore[arg-type]
     claim = finish(run, winners)
-    k = int(winners[: claim.n].sum())
-    assert claim.votes == (claim.n - k, k)
-    odds = mixture.lower(np.array([claim.n - k, k]), VOTE_LEVELS, 0.8 * 0.05, 1000)
+    assert claim.votes == (claim.n - winners[: claim.n].sum(), winners[: claim.n].sum())
+    k = int(winners[: claim.proof_n].sum())
+    assert claim.proof_votes == (claim.proof_n - k, k)
+    odds = mixture.lower(np.array([claim.proof_n - k, k]), VOTE_LEVELS, 0.8 * 0.05, 1000)
     covered = mixture.probability_below(odds)
-    if claim.n == 1000:
+    if claim.proof_n == 1000:
         covered = max(covered, clopper_pearson_lower(k, 1000, (1 - 0.8) * 0.05))
     assert claim.p_lower == covered
     assert claim.n <= min(cap or 1000, 1000)

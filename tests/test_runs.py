@@ -100,11 +100,14 @@ def test_the_claim_does_not_depend_on_the_driver(
 
 @settings(max_examples=80, deadline=None)
 @given(any_plan(), st.integers(0, 2**32), st.sampled_from([0.7, 0.99]), st.integers(1, 400))
-def test_a_deadline_claims_what_the_last_look_proved(plan: Plan, seed: int, share: float, until: int) -> None:
-    """Of a sequential plan a valid claim, of a fixed one nothing, and never of votes beyond a look."""
-    copies, run = Copies(plan, 3, seed, share), Certification(plan, classes=3, sigma=SIGMA)
+def test_a_deadline_claims_the_most_that_any_look_proved(plan: Plan, seed: int, share: float, until: int) -> None:
+    """Of a sequential plan a valid claim whose radius never shrinks, of a fixed one nothing, never of votes beyond."""
+    copies, run, shown = Copies(plan, 3, seed, share), Certification(plan, classes=3, sigma=SIGMA), 0.0
     while isinstance(want := run.wants(7), Draw) and (want.purpose == "selection" or want.stop <= until):
         run.add(want, copies.votes(want))
+        radius = run.claim().radius
+        assert radius >= shown
+        shown = radius
     run.stop("deadline")
     claim = run.claim()
     assert claim.stopped is not None
@@ -117,8 +120,17 @@ def test_a_deadline_claims_what_the_last_look_proved(plan: Plan, seed: int, shar
     else:
         assert claim.n in plan.looks
         assert claim.top_class is not None
-        expected = prove(plan, votes, claim.top_class, sigma=SIGMA, tau=0.0)
+        by_look = {
+            look: prove(
+                plan, copies.votes(Draw("estimation", 0, look, plan.soft_beta)), claim.top_class, sigma=SIGMA, tau=0.0
+            )
+            for look in plan.looks
+            if look <= claim.n
+        }
+        assert claim.radius == max(proof.radius for proof in by_look.values())
+        expected = by_look[claim.proof_n]
         assert (claim.class_id, claim.radius, claim.p_lower) == (expected.class_id, expected.radius, expected.p_lower)
+        assert (from_record(claim.proof_votes, soft=plan.soft) <= votes).all()
 
 
 @pytest.mark.parametrize("bound", ["one-sided", "two-sided"])

@@ -6,6 +6,7 @@ import html
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from decimal import Decimal
 from typing import Any
 
 from macer_serve.errors import ParameterError
@@ -17,15 +18,16 @@ from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.seeds import mac, mac_holds
 from macer_serve.smoothing.votes import Record, from_record, shares
 
-CERTIFICATE_VERSION = 2
+CERTIFICATE_VERSION = 3
 
 # The JSON types of the fields. Votes are checked further by `from_record`, the plan by `Plan.from_json`.
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("statement", "bound", "noise", "engine"), (str,)),
     **dict.fromkeys(("label", "reason", "stopped", "mac"), (str, type(None))),
     **dict.fromkeys(("radius", "upload_radius", "sigma", "alpha", "p_lower", "p_upper", "tau"), (float, int)),
-    **dict.fromkeys(("n0", "n", "version"), (int,)),
+    **dict.fromkeys(("n0", "n", "proof_n", "version"), (int,)),
     **dict.fromkeys(("votes", "selection_votes"), (list,)),
+    "proof_votes": (list, type(None)),
     **dict.fromkeys(("plan", "model", "input", "fit"), (dict,)),
     "class_id": (int, type(None)),
     "abstained": (bool,),
@@ -38,7 +40,9 @@ class Certificate:
 
     Radii are L2, in pixel values in [0, 1], rounded down: `radius` at the model input, `upload_radius` at the
     decoded RGB pixels of the upload. `votes` are the `n` estimation votes per class, `selection_votes` the n0 selection
-    votes. Soft votes are (level, count) pairs per class.
+    votes. Soft votes are (level, count) pairs per class. The radius follows from the first `proof_n` of the estimation
+    votes, `proof_votes`, which are None if they are the `votes`: the bounds of all looks hold together, and an earlier
+    look may prove more than the last one.
     """
 
     statement: str
@@ -54,6 +58,8 @@ class Certificate:
     n0: int
     n: int
     votes: Record
+    proof_n: int
+    proof_votes: Record | None
     selection_votes: Record
     p_lower: float
     p_upper: float
@@ -104,7 +110,7 @@ class Certificate:
             raise ParameterError(f"certificate version {data['version']!r} is not understood")
         if wrong := [k for k, kinds in _KINDS.items() if type(data[k]) not in kinds]:
             raise ParameterError(f"not a certificate: {', '.join(wrong)} of another type than certificates hold")
-        lists = ("votes", "selection_votes")
+        lists = ("votes", "proof_votes", "selection_votes")
         values: dict[str, Any] = {k: _frozen(v) if k in lists else v for k, v in data.items()}
         return cls(**values)
 
@@ -157,7 +163,8 @@ def statement(claim: Claim, plan: Plan, noise: str) -> str:
     """Returns what is certified, in one sentence. `noise` names the stream."""
     if claim.abstained:
         return "Nothing is certified: the smoothed classifier abstains on this input."
-    confidence = f"{100 * (1 - plan.alpha):.10g}%"
+    percent = 100 - 100 * Decimal(repr(float(plan.alpha)))  # every digit: never rounded up
+    confidence = f"{percent:f}".rstrip("0").rstrip(".") + "%"
     if plan.mode == "predict":
         return f"With confidence {confidence}, this is the smoothed classifier's class; no radius is certified."
     caveat = f", {words}," if (words := caveat_of(noise)) else ""

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from macer_serve.errors import ParameterError
 from macer_serve.smoothing.bounds.base import Proof
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.proof import prove
+from macer_serve.smoothing.proof import may_exceed, prove
 from macer_serve.smoothing.stopping import decided
 from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, Purpose, Record, Votes, recorded, shares
 
@@ -43,7 +43,10 @@ class Claim:
 
     `p_lower` bounds the probability of the class, `p_upper` that of every other. `top_class` is the selected class,
     None while the selection votes are incomplete. `votes` are the estimation votes up to the last look that was
-    evaluated, `n` their number; a fixed plan, which has but one look, carries those counted so far.
+    evaluated, `n` their number. A fixed plan has one look only; its `votes` are those counted so far.
+
+    The bounds of all looks hold together, so that the largest radius of any look is proved. `proof_votes` are the
+    `proof_n` votes up to the look with that radius. They are the `votes` themselves if no earlier look proves more.
     """
 
     class_id: int | None
@@ -53,6 +56,8 @@ class Claim:
     top_class: int | None
     votes: Record
     n: int
+    proof_votes: Record
+    proof_n: int
     selection_votes: Record
     stopped: Stopped | None
 
@@ -91,6 +96,15 @@ class _Stream:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Proved:
+    """A proof and the `n` estimation votes that it follows from."""
+
+    proof: Proof
+    votes: Votes
+    n: int
+
+
 class Certification:
     """One certification of one input: asks for draws, takes votes, states what is proved.
 
@@ -107,6 +121,7 @@ class Certification:
         self._selection, self._estimation = _Stream(shape), _Stream(shape)
         self._top: int | None = None
         self._seen, self._at = np.zeros(shape, dtype=np.int64), 0
+        self._best: _Proved | None = None
         self._stopped: Stopped | None = None
 
     def wants(self, size: int | None = None) -> Draw | Waiting | Done:
@@ -181,24 +196,36 @@ class Certification:
         """Returns what is proved so far: with probability at least 1 - alpha, the class and the radius are right.
 
         Abstains while no look has been reached, and if the votes do not suffice. The claim depends on the plan and on
-        the votes of the last look that was evaluated. It does not depend on how draws were cut or in which order they
+        the votes at the looks that were evaluated. It does not depend on how draws were cut or in which order they
         arrived.
         """
         fixed = self.plan.kind == "fixed"
-        proof = Proof(None, 0.0, 0.0, 1.0)
-        if self._top is not None and self._at and (not fixed or self._at == self.plan.n):
-            proof = prove(self.plan, self._seen, self._top, sigma=self.sigma, tau=self.tau)
+        votes, n = (self._estimation.votes, self._estimation.prefix) if fixed else (self._seen, self._at)
+        proved = self._best or _Proved(self._proof(), votes, n)
+        proof = proved.proof
         return Claim(
             class_id=proof.class_id,
             radius=proof.radius,
             p_lower=proof.p_lower,
             p_upper=proof.p_upper,
             top_class=self._top,
-            votes=recorded(self._estimation.votes if fixed else self._seen),
-            n=self._estimation.prefix if fixed else self._at,
+            votes=recorded(votes),
+            n=n,
+            proof_votes=recorded(proved.votes),
+            proof_n=proved.n,
             selection_votes=recorded(self._selection.votes),
             stopped=self._stopped,
         )
+
+    def _proof(self) -> Proof:
+        """Returns what the votes of the last look prove by themselves."""
+        if self._top is None or not self._at or (self.plan.kind == "fixed" and self._at < self.plan.n):
+            return Proof(None, 0.0, 0.0, 1.0)
+        return prove(self.plan, self._seen, self._top, sigma=self.sigma, tau=self.tau)
+
+    def _may_exceed(self, radius: float) -> bool:
+        assert self._top is not None
+        return may_exceed(self.plan, self._seen, self._top, radius, sigma=self.sigma, tau=self.tau)
 
     def _look_after(self, votes: int) -> int:
         """Returns the next number of votes to evaluate: a look of the plan, or the cap."""
@@ -227,9 +254,17 @@ class Certification:
         self._seen, self._at = self._estimation.votes, at
         if not self.plan.selection:
             self._top = int(self._seen.argmax())
+        assert self._top is not None  # the selection votes are complete, or the plan needs none
+        best = 0.0 if self._best is None else self._best.proof.radius
+        radius = best  # that these votes certify, if it is more, or if the plan asks
+        if self.plan.kind == "tolerance" or self._may_exceed(best):
+            proof = self._proof()
+            radius = proof.radius
+            if proof.class_id is not None and (self._best is None or radius > best):
+                self._best = _Proved(proof, self._seen, at)
         if at == self.plan.n:
             self._stopped = "n"
         elif at == self._limit:
             self._stopped = "cap"
-        elif self._top is not None:
-            self._stopped = decided(self.plan, self._seen, self._top, sigma=self.sigma, tau=self.tau, limit=self._limit)
+        else:
+            self._stopped = decided(self.plan, self._seen, self._top, radius, sigma=self.sigma, limit=self._limit)

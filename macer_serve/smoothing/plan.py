@@ -15,6 +15,9 @@ from macer_serve.smoothing.confidence import Budget
 
 Mode = Literal["certify", "predict"]
 
+# Below this, floating-point errors of the bounds could exceed alpha, and no plan has the votes to certify anything.
+MIN_ALPHA = 1e-12
+
 # Looks by (kind, soft): the first, then each this much further than the one before, by at least one vote. A tolerance
 # is rarely reached early. A look at soft votes costs more, so that there are fewer.
 LOOKS = {("radius", False): (16, 1.02), ("tolerance", False): (100, 1.05)}
@@ -50,6 +53,8 @@ class Plan:
     def __post_init__(self) -> None:
         self._take_numpys_numbers()
         check_alpha(self.alpha)
+        if self.alpha < MIN_ALPHA:
+            raise ParameterError(f"alpha must be at least {MIN_ALPHA:g}, not {self.alpha:g}")
         if type(self.n0) is not int or not 1 <= self.n0 <= 10**6:
             raise ParameterError(f"n0 must lie between 1 and 1,000,000 and be an integer, not {self.n0!r}")
         if type(self.n) is not int or not 1 <= self.n <= 10**7:
@@ -121,8 +126,7 @@ class Plan:
         return Budget(self.n, self.alpha_split)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the plan as certificates carry it."""
-        _, growth = LOOKS.get((self.kind, self.soft), (self.n, None))
+        """Returns the plan as certificates carry it. The looks are no part of it: a proof holds at any of them."""
         return {
             "kind": self.kind,
             "mode": self.mode,
@@ -133,7 +137,6 @@ class Plan:
             "radius": self.radius,
             "tolerance": self.tolerance,
             "beta": self.soft_beta,
-            "looks": {"first": self.looks[0], "growth": growth},
             "alpha_split": self.alpha_split,
         }
 
@@ -154,5 +157,5 @@ class Plan:
         except (TypeError, KeyError) as error:
             raise ParameterError(f"not a plan: {error}") from error
         if plan.to_json() != data:
-            raise ParameterError("not a plan of this version: its looks or its alpha split differ")
+            raise ParameterError("not a plan of this version: its alpha split differs")
         return plan

@@ -25,6 +25,13 @@ def prove(plan: Plan, votes: Votes, top: int, *, sigma: float, tau: float) -> Pr
     return bound_named(plan.bound).prove(plan.budget, votes, top, sigma=sigma, tau=tau)
 
 
+def may_exceed(plan: Plan, votes: Votes, top: int, radius: float, *, sigma: float, tau: float) -> bool:
+    """Returns False only if `prove` would certify no more than `radius`. Cheaper than `prove`."""
+    if plan.mode == "predict":
+        return True
+    return bound_named(plan.bound).may_exceed(plan.budget, votes, top, radius, sigma=sigma, tau=tau)
+
+
 def _predict(plan: Plan, votes: Votes, tau: float) -> Proof:
     """Returns the class alone, radius 0 (Cohen et al. 2019, PREDICT). tau per image adds up over the images."""
     n = count(votes)

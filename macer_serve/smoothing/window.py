@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from macer_serve.smoothing.certification import Done, Waiting
-from macer_serve.smoothing.votes import Draw, Purpose, Votes
+from macer_serve.smoothing.votes import Draw, Votes
 
 # A run takes small passes until it was handed as many copies as this many large passes hold. Most decisions are made
 # by then.
@@ -43,13 +43,13 @@ class Source(Protocol):
 
 
 class Tally:
-    """Fixed draws, one per purpose, counted to their end. `votes` are their votes by purpose."""
+    """Fixed draws, which do not overlap, counted to their end. `votes` are the votes of each draw, in order."""
 
     def __init__(self, draws: Sequence[Draw]) -> None:
-        self.votes: dict[Purpose, Votes] = {}
+        self.votes: list[Votes] = [np.zeros(0, dtype=np.int64)] * len(draws)
         self.total = sum(map(len, draws))
         self.counted = self.handed_out = 0
-        self._left = list(draws)
+        self._draws, self._left = tuple(draws), deque(draws)
 
     @property
     def done(self) -> bool:
@@ -60,17 +60,18 @@ class Tally:
         """Returns the next copies to draw, at most `size` of them."""
         if not self._left:
             return Done() if self.done else Waiting()
-        left = self._left.pop(0)
+        left = self._left.popleft()
         draw = left if size is None else replace(left, stop=min(left.start + size, left.stop))
         if draw.stop < left.stop:
-            self._left.insert(0, replace(left, start=draw.stop))
+            self._left.appendleft(replace(left, start=draw.stop))
         self.handed_out += len(draw)
         return draw
 
     def add(self, draw: Draw, votes: npt.ArrayLike) -> None:
         """Count the votes of a draw that was asked for."""
         counts = np.asarray(votes)
-        self.votes[draw.purpose] = self.votes[draw.purpose] + counts if draw.purpose in self.votes else counts
+        (of,) = (i for i, d in enumerate(self._draws) if d.purpose == draw.purpose and d.start <= draw.start < d.stop)
+        self.votes[of] = self.votes[of] + counts if self.votes[of].size else counts
         self.counted += len(draw)
 
 

@@ -22,28 +22,32 @@ from macer_serve.smoothing.noise import STREAMS, caveat_of, kind_of, noise_for
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import prove
 from macer_serve.smoothing.radius import round_down, two_sided_radius
-from macer_serve.smoothing.stopping import decided
 from macer_serve.smoothing.votes import Votes, count, from_record, shares
 from macer_serve.verification.findings import Finding, agrees, escaped, holds, shown, unchecked
 
 MAX_SIDE = 2048  # of model inputs whose fit is computed again: larger ones take minutes
 _SAME = 1e-9  # relative: bounds
+_REASONS = {"fixed": (), "radius": ("radius", "futility"), "tolerance": ("tolerance",)}
 _EDGE = 1e-10  # absolute: radii before they are rounded down, by which 1e-9 is taken off
 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What a record rests on: the plan, the votes, and the selected class, if a class was selected."""
+    """What a record rests on: the plan, the votes, and the selected class, if a class was selected.
+
+    `proof_votes` are the first of the estimation votes, from which bounds and radius follow.
+    """
 
     plan: Plan
     votes: Votes
+    proof_votes: Votes
     selection_votes: Votes
     top: int | None
 
     @property
     def looked(self) -> bool:
-        """Whether the votes were evaluated. A fixed plan proves nothing before its last vote."""
-        n = count(self.votes)
+        """Whether the votes prove something. A fixed plan proves nothing before its last vote."""
+        n = count(self.proof_votes)
         return self.top is not None and n > 0 and (self.plan.kind != "fixed" or n == self.plan.n)
 
 
@@ -105,23 +109,33 @@ def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
     """Returns the votes, if they can be read, and the findings about them."""
     read: dict[str, Votes] = {}
     found = []
-    for name, record in (("votes", c.votes), ("selection_votes", c.selection_votes)):
+    proof_votes = c.votes if c.proof_votes is None else c.proof_votes
+    records = (("votes", c.votes), ("proof_votes", proof_votes), ("selection_votes", c.selection_votes))
+    for name, record in records:
         try:
             read[name] = from_record(record, soft=plan.soft)
         except ParameterError as error:
             found.append(Finding(name, "does not hold", escaped(str(error))))
     if found:
         return None, found
-    votes, selection = read["votes"], read["selection_votes"]
+    votes, proof, selection = read["votes"], read["proof_votes"], read["selection_votes"]
     drawn, selected = count(votes), count(selection)
     if drawn == c.n:
         found.append(holds("votes", f"{len(votes)} classes, {drawn:,} votes"))
     else:
         found.append(Finding("votes", "does not hold", f"they add up to {drawn:,}, n is {shown(c.n)}"))
     early = c.stopped in (None, "deadline")
-    if selection.shape != votes.shape:
-        words = f"{len(selection)} classes, the estimation votes have {len(votes)}"
-        return None, [*found, Finding("selection_votes", "does not hold", words)]
+    for name, other in (("proof_votes", proof), ("selection_votes", selection)):
+        if other.shape != votes.shape:
+            words = f"{len(other)} classes, the estimation votes have {len(votes)}"
+            return None, [*found, Finding(name, "does not hold", words)]
+    if count(proof) == c.proof_n and (proof <= votes).all() and (c.proof_votes is None) == (c.proof_n == c.n):
+        found.append(holds("proof_n, proof_votes", f"the first {c.proof_n:,} of the votes"))
+    else:
+        words = (
+            f"{count(proof):,} votes; they must be the first {shown(c.proof_n)} of the votes, or null for all of them"
+        )
+        found.append(Finding("proof_n, proof_votes", "does not hold", words))
     if selected == plan.selection or (early and selected < plan.selection):
         found.append(holds("selection_votes", f"{selected:,} of {plan.selection:,}"))
     else:
@@ -132,54 +146,38 @@ def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
         top = int(votes.argmax()) if drawn else None
     elif not (early and selected < plan.selection):
         top = int(shares(selection).argmax())
-    return Basis(plan, votes, selection, top), found
+    return Basis(plan, votes, proof, selection, top), found
 
 
 def _stopped(c: Certificate, basis: Basis) -> Finding:
-    """Returns whether a run of the plan may have ended like this. No guarantee rests on it."""
+    """Returns whether the reason to stop fits the votes. No guarantee rests on when a run stopped."""
     plan, n = basis.plan, count(basis.votes)
     if c.stopped == "n":
-        lawful = n == plan.n
-    elif c.stopped == "cap":
-        lawful = 0 < n < plan.n
-    elif c.stopped in (None, "deadline") and plan.kind == "fixed":
-        lawful = n < plan.n or count(basis.selection_votes) < plan.selection
-    elif c.stopped in (None, "deadline", "radius", "tolerance", "futility"):
-        at_look = n in plan.looks[:-1] and basis.top is not None
-        why = None if c.stopped == "deadline" else c.stopped
-        lawful = why in _decisions(c, basis) if at_look else why is None and n == 0
+        fits = n == plan.n
+    elif c.stopped in (None, "cap", "deadline"):
+        fits = n < plan.n or count(basis.selection_votes) < plan.selection
+    elif c.stopped in ("radius", "tolerance", "futility"):
+        fits = 0 < n < plan.n and c.stopped in _REASONS[plan.kind]
+        fits = fits and (c.stopped != "radius" or c.radius >= float(plan.radius or 0.0))
     else:
         return Finding("stopped", "does not hold", f"{shown(c.stopped)} is no reason to stop")
     why = "still running" if c.stopped is None else c.stopped
-    if lawful:
+    if fits:
         return holds("stopped", f"{why}, after {n:,} of {plan.n:,} votes")
     words = f"{why}, after {n:,} of {plan.n:,} votes: the plan does not stop so"
     return Finding("stopped", "does not hold", words)
 
 
-def _decisions(c: Certificate, basis: Basis) -> set[str | None]:
-    """Returns what the look at these votes may have decided. A tolerance depends on the cap, which is not recorded."""
-    plan, top = basis.plan, basis.top
-    assert top is not None
-    try:
-        return {
-            decided(plan, basis.votes, top, sigma=c.sigma, tau=c.tau, limit=limit)
-            for limit in (count(basis.votes) + 1, plan.n)
-        }
-    except (ParameterError, ArithmeticError, ValueError):  # sigma or tau are no such thing: found elsewhere
-        return {None, "radius", "tolerance", "futility"}
-
-
 def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
     """Returns the proof that the record should state, with its fields as recorded if they hold."""
-    plan, source = basis.plan, "votes, plan and tau"
+    plan, source = basis.plan, "proof_votes, plan and tau"
     if not (0.005 <= c.sigma <= 4.0 and 0.0 <= c.tau <= 1.0):
         return None, [unchecked("p_lower, p_upper, radius", "sigma or tau are outside their range")]
     proof = Proof(None, 0.0, 0.0, 1.0)
     if basis.looked:
         assert basis.top is not None
         try:
-            proof = prove(plan, basis.votes, basis.top, sigma=c.sigma, tau=c.tau)
+            proof = prove(plan, basis.proof_votes, basis.top, sigma=c.sigma, tau=c.tau)
         except (ParameterError, ArithmeticError, ValueError) as error:
             return None, [Finding("p_lower", "does not hold", f"no bound can be computed: {error}")]
     p_lower = _as_recorded(c.p_lower, proof.p_lower)
@@ -220,6 +218,8 @@ def _words(
         top_class=basis.top,
         votes=c.votes,
         n=count(basis.votes),
+        proof_votes=c.votes if c.proof_votes is None else c.proof_votes,
+        proof_n=c.proof_n,
         selection_votes=c.selection_votes,
         stopped=c.stopped,  # type: ignore[arg-type]  # examined on its own
     )

@@ -12,7 +12,7 @@ from macer_serve.smoothed import Question
 from macer_serve.smoothing.bounds.base import Proof
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.contradiction import evidence_against
-from macer_serve.smoothing.votes import Draw, Purpose, Votes, count
+from macer_serve.smoothing.votes import Draw, Votes, count
 from macer_serve.smoothing.window import Tally
 from macer_serve.verification.findings import Finding, holds, unchecked
 from macer_serve.verification.record import Basis
@@ -23,14 +23,24 @@ Progress = Callable[[int, int], None]  # votes counted, of how many
 
 def recounted(basis: Basis, question: Question, voter: Voter, progress: Progress) -> Finding:
     """Returns whether the record's votes are the votes of the input's own seed."""
-    recorded: dict[Purpose, Votes] = {"selection": basis.selection_votes, "estimation": basis.votes}
-    draws = [Draw(purpose, 0, count(v), basis.plan.soft_beta) for purpose, v in recorded.items() if count(v)]
-    tally = Tally(draws)
+    beta = basis.plan.soft_beta
+    # The votes of the proof are the first of the estimation votes.
+    recorded: list[tuple[Draw, Votes]] = [
+        (Draw("selection", 0, count(basis.selection_votes), beta), basis.selection_votes),
+        (Draw("estimation", 0, count(basis.proof_votes), beta), basis.proof_votes),
+        (Draw("estimation", count(basis.proof_votes), count(basis.votes), beta), basis.votes - basis.proof_votes),
+    ]
+    recorded = [(draw, votes) for draw, votes in recorded if len(draw)]
+    tally = Tally([draw for draw, _ in recorded])
     drive(tally, question.x, question.seed, voter, lambda t: progress(t.counted, t.total))
-    other = [purpose for purpose, votes in tally.votes.items() if not np.array_equal(votes, recorded[purpose])]
+    other = [
+        draw.purpose
+        for (draw, votes), again in zip(recorded, tally.votes, strict=True)
+        if not np.array_equal(votes, again)
+    ]
     total = f"{tally.total:,} votes"
     if other:
-        words = f"of {total} counted again with the secret, those of {' and '.join(other)} are others"
+        words = f"of {total} counted again with the secret, those of {' and '.join(dict.fromkeys(other))} are others"
         return Finding("votes counted again", "does not hold", words)
     return holds("votes counted again", f"{total}, identical")
 
@@ -46,7 +56,7 @@ def met_by_fresh_votes(
     tally = Tally([draw])
     seed = secrets.token_bytes(16) if seed is None else seed
     drive(tally, question.x, seed, voter, lambda t: progress(t.counted, t.total))
-    found = evidence_against(basis.plan, proof, basis.top, tally.votes["estimation"], tau=c.tau)
+    found = evidence_against(basis.plan, proof, basis.top, tally.votes[0], tau=c.tau)
     words = "; ".join(f"{e.words}: probability {e.p_value:.3g}, contradicted below {e.level:.3g}" for e in found)
     if voter.engine != c.engine:
         words += f"; by another engine, {voter.engine}, whose votes may differ at the margin"

@@ -101,13 +101,16 @@ def test_votes_moved_between_classes_no_longer_prove_the_bound(honest: Made) -> 
     ("kind", "changes", "named"),
     [
         ("radius", {"stopped": "tolerance"}, "stopped"),
-        ("radius", {"stopped": "futility"}, "stopped"),
-        ("radius", {"stopped": None}, "stopped"),
+        ("radius", {"stopped": "futility"}, "mac"),  # when a run stopped is no part of its guarantee
+        ("radius", {"stopped": None}, "mac"),
         ("radius", {"stopped": "n"}, "stopped"),
         ("fixed", {"stopped": "cap"}, "stopped"),
         ("fixed", {"stopped": "deadline"}, "stopped"),
-        ("tolerance capped", {"stopped": "deadline"}, "stopped"),  # 517 is no look
-        ("tolerance deadline", {"stopped": "tolerance"}, "stopped"),
+        ("tolerance capped", {"stopped": "deadline"}, "mac"),
+        ("tolerance deadline", {"stopped": "tolerance"}, "mac"),
+        ("fixed", {"stopped": "tolerance"}, "stopped"),
+        ("tolerance", {"stopped": "radius"}, "stopped"),
+        ("fixed", {"proof_n": 10, "proof_votes": [0, 10, 0]}, "proof_n, proof_votes"),
         ("fixed", {"mac": None}, "mac"),
         ("fixed", {"engine": "torch-cpu-fp32-t1-b300:0000000000000000"}, "mac"),
         ("tolerance", {"stopped": "cap"}, "mac"),  # lawful, but not what was issued

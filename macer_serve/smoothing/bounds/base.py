@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -63,14 +63,14 @@ class Bound(ABC):
         """Returns the words that follow "is certain to hold only so much of the noise" in an abstention."""
         return f", while another class may hold {math.ceil(1000 * p_upper) / 10:.1f} %"
 
-    def radius_decision(
-        self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float, tau: float
-    ) -> Literal["radius", "futility"] | None:
-        """Returns whether the radius is certified, or out of reach; None if more votes may decide."""
-        if self.prove(budget, votes, top, sigma=sigma, tau=tau).radius >= radius:
-            return "radius"
+    def may_exceed(self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float, tau: float) -> bool:
+        """Returns False only if `prove` would certify no more than `radius`. Bounds with a cheaper test override it."""
+        return True
+
+    def hopeless(self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float) -> bool:
+        """Returns whether the votes refute, at level `FUTILITY`, that the radius can be certified."""
         most, least = self.limits(budget, votes, top)
-        return None if two_sided_radius(most, max(least, 1e-12), sigma) >= radius else "futility"
+        return two_sided_radius(most, max(least, 1e-12), sigma) < radius
 
     def limits(self, budget: Budget, votes: Votes, top: int) -> tuple[float, float]:
         """Returns the largest p_A and the smallest runner-up's probability that the votes allow.

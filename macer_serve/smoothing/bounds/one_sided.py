@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 from scipy.special import ndtr
@@ -12,7 +11,7 @@ from macer_serve.smoothing import mixture
 from macer_serve.smoothing.bounds.base import FUTILITY, Bound, Proof, less_tau, most_of, proof_of
 from macer_serve.smoothing.confidence import Budget
 from macer_serve.smoothing.radius import one_sided_radius
-from macer_serve.smoothing.votes import Votes, levels_of
+from macer_serve.smoothing.votes import Votes, count, levels_of
 
 
 class OneSided(Bound):
@@ -28,20 +27,25 @@ class OneSided(Bound):
         k = min(limit, math.ceil(most_of(budget, votes, top) * limit))
         return self.prove(budget, np.array([k, limit - k]), 0, sigma=sigma, tau=0.0).radius
 
-    def radius_decision(
-        self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float, tau: float
-    ) -> Literal["radius", "futility"] | None:
-        """Returns what the base class does, by one evaluation of the martingale in place of its root."""
-        counts, levels = levels_of(votes, top, up=False)
-        target = float(ndtr((radius + 2e-6) / sigma)) + tau  # 2e-6: the radius that is shown is rounded down
+    def may_exceed(self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float, tau: float) -> bool:
+        """Returns whether the martingale has the evidence, by one evaluation in place of its root."""
+        if count(votes) == budget.n or "mixture" not in budget.split:  # Clopper-Pearson may prove more
+            return True
+        target = float(ndtr(radius / sigma)) + tau
         if target >= 1.0:
-            return "futility"
+            return False
         log_odds = math.log(target) - math.log1p(-target)
-        spend = budget.split["mixture"]
-        if mixture.log_evidence(counts, levels, log_odds, budget.n) >= mixture.threshold(spend):
-            return "radius"
-        against = mixture.log_evidence(*mixture.mirrored(counts, levels), -log_odds, budget.n)
-        return None if against < mixture.threshold(FUTILITY) else "futility"
+        evidence = mixture.log_evidence(*levels_of(votes, top, up=False), log_odds, budget.n)
+        return evidence >= mixture.threshold(budget.split["mixture"])
+
+    def hopeless(self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float) -> bool:
+        """Returns what the base class does, by one evaluation of the martingale in place of its root."""
+        target = float(ndtr(radius / sigma))
+        if target >= 1.0:
+            return True
+        log_odds = math.log(target) - math.log1p(-target)
+        against = mixture.log_evidence(*mixture.mirrored(*levels_of(votes, top, up=False)), -log_odds, budget.n)
+        return against >= mixture.threshold(FUTILITY)
 
     def shortfall(self, p_upper: float) -> str:
         return ", and a certificate needs more than 50 %"
