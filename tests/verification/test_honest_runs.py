@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import pytest
-from test_certificate import config, image
+from brightness import config, image
 
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certification import Certification, Done
