@@ -20,11 +20,11 @@ are a product of fields of p elements (Chinese remainder theorem). In each of th
 is coprime to p - 1.
 
 (b) Let r be a prime that divides k and phi(n). Then r = e, or r divides n and exceeds e by 1.; so r >= e. The units
-modulo n are a product of cyclic groups, and r divides the order of one of them. In that group one
-element in r is an r-th power. Every k-th power is an r-th power, so at most phi(n)/e < n/e units are k-th powers. If r_i
-were uniform, it would be a unit and a k-th power with probability below 1/e. In fact r_i is a hash at least 256 bits
-longer than n, reduced modulo n; so no residue is more probable than (1 + 2^-256)/n. The eight hashes are independent,
-and all eight roots exist with probability below
+modulo n are a product of cyclic groups, and r divides the order of one of them. In that group one element in r is an
+r-th power. Every k-th power is an r-th power, so at most phi(n)/e < n/e units are k-th powers. If r_i were uniform, it
+would be a unit and a k-th power with probability below 1/e. In fact r_i is a hash at least 256 bits longer than n,
+reduced modulo n; so no residue is more probable than (1 + 2^-256)/n. The eight hashes are independent, and all eight
+roots exist with probability below
 
     ((1 + 2^-256) / 65537)^8 < 2^-128,    because 65537^8 = 2^128 (1 + 2^-16)^8 > 2^128 (1 + 2^-13).
 
