@@ -9,6 +9,7 @@
     ├── TrainingError               a run that cannot start, continue or converge
     ├── EngineError                 a voter that cannot do what was asked of it
     │   └── EngineMismatchError     two voters that do not compute the same base classifier
+    ├── IssuerKeyError              a key file or key set that cannot be used, or a key that is refused
     ├── UploadError                 an upload that is not an acceptable image
     │   ├── UndecodableError        damaged, empty, or not an image at all
     │   ├── UnsupportedTypeError    an image, of a kind that is not accepted
@@ -16,6 +17,7 @@
     └── VerificationError           a certificate that does not hold
         ├── InconsistentError       its fields do not follow from each other, or its mac or votes are not the server's
         ├── MismatchError           it is about another image or checkpoint
+        ├── OtherKeyError           it was issued under a key that the auditor does not hold
         └── ContradictedError       fresh votes speak against it
 
 Every class carries the HTTP status and the exit code with which the edges answer it, so that the two
@@ -69,6 +71,10 @@ class EngineMismatchError(EngineError):
     title = "Voters do not compute the same base classifier"
 
 
+class IssuerKeyError(MacerError):
+    status, exit_code, title = 500, 9, "Issuer's key cannot be used"
+
+
 class UploadError(MacerError):
     status, exit_code, title = 400, 8, "Upload cannot be used"
 
@@ -95,6 +101,10 @@ class InconsistentError(VerificationError):
 
 class MismatchError(VerificationError):
     exit_code, title = 11, "Certificate is about another image or checkpoint"
+
+
+class OtherKeyError(VerificationError):
+    exit_code, title = 13, "Certificate was issued under another key"
 
 
 class ContradictedError(VerificationError):

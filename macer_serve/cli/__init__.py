@@ -21,6 +21,7 @@ _COMMANDS = {
     "report": "Tabulate certification logs.",
     "predict": "Certify one image, without a server.",
     "verify": "Check a certificate that someone issued.",
+    "key": "Make and check the key that certificates are issued with.",
     "export": "Write a base classifier as an ONNX file.",
     "quantize": "Add an int8 form of its network to a checkpoint.",
 }

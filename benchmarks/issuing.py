@@ -1,0 +1,65 @@
+"""Claim: the two signatures of an answer, seed proof and certificate, take at most 8 ms together.
+
+Prints milliseconds per operation, medians over rounds in which the operations alternate, for a key of 3,072 bits and a
+certificate of 3,000 bytes. Both signatures run without Python's global lock, so that they can overlap with votes.
+
+    python benchmarks/issuing.py             # 15 rounds
+    python benchmarks/issuing.py --rounds 50
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import statistics
+import time
+from collections.abc import Callable
+
+from macer_serve.issuing import Issuer, IssuerKey, KeySet, permutation
+
+ABOUT = {
+    f"{name}_digest": "sha256:" + hashlib.sha256(name.encode()).hexdigest() for name in ("input", "model", "policy")
+}
+CERTIFICATE = b"x" * 3000
+
+
+def proved(key: IssuerKey) -> None:
+    """Check the key's proof again, past the memory of those that held before."""
+    permutation.fault.cache_clear()
+    IssuerKey(key.n, key.proof)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    issuer = Issuer.new()
+    proof, jws = issuer.seed_proof(**ABOUT), issuer.sign(CERTIFICATE)
+    document = issuer.keys.to_json()
+    keys = KeySet.read(document)
+    # Name, calls per round, operation.
+    operations: list[tuple[str, int, Callable[[], object]]] = [
+        ("seed proof and signed certificate", 20, lambda: (issuer.seed_proof(**ABOUT), issuer.sign(CERTIFICATE))),
+        ("seed proof", 20, lambda: issuer.seed_proof(**ABOUT)),
+        ("signed certificate", 20, lambda: issuer.sign(CERTIFICATE)),
+        ("check of a seed proof", 50, lambda: issuer.key.seed(proof.text, **ABOUT)),
+        ("check of a signed certificate", 50, lambda: keys.open(jws)),
+        ("check of a key and its proof, once per process", 1, lambda: proved(issuer.key)),
+        ("new key with its proof", 1, Issuer.new),
+    ]
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in operations}
+    for _ in range(options.rounds):
+        for name, calls, operation in operations:
+            began = time.perf_counter()
+            for _ in range(calls):
+                operation()
+            seconds[name].append((time.perf_counter() - began) / calls)
+    for name, values in seconds.items():
+        low, high = min(values) * 1e3, max(values) * 1e3
+        print(
+            f"{name:48} {statistics.median(values) * 1e3:9.3f} ms   ({low:.3f} to {high:.3f}, {options.rounds} rounds)"
+        )
+
+
+if __name__ == "__main__":
+    main()
