@@ -17,11 +17,12 @@ from macer_serve.errors import EngineError, ParameterError
 from macer_serve.fit import Fit, fit_for, upload_radius
 from macer_serve.images import UploadLimits
 from macer_serve.inputs import Image, pixels_of
+from macer_serve.issuing import EvaluationSeed, SeedProof, SeedSource
 from macer_serve.smoothing.certificate import Certificate, reason, statement
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.noise import FixedPoint, NoiseKind, noise_for
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.seeds import check_secret, derive_seed, new_secret
+from macer_serve.smoothing.policy import policy_digest
 from macer_serve.voters import Voter, VoterOptions, drive, open_voter
 
 if TYPE_CHECKING:
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """An input ready to be voted on: fixed point `x` `int32 [H, W, C]`, how it came about, and its seed."""
+class ModelInput:
+    """An image as model input: fixed point `x` `int32 [H, W, C]`, its digest, and how it came from the upload."""
 
     x: FixedPoint
-    seed: bytes
     digest: str
     upload_shape: tuple[int, ...]
     fit: Fit
@@ -42,8 +42,8 @@ class Question:
 class SmoothedClassifier:
     """g(x) = argmax_c P(f(x + noise) = c), for the base classifier f of a checkpoint.
 
-    Without `voter` it prepares questions and writes certificates, but runs no network: the server's ingress.
-    Without `secret` a fresh one is drawn, and certificates cannot be repeated after this object is gone.
+    Without `voter` it prepares inputs and writes certificates, but runs no network: the server's ingress.
+    Without `issuer` seeds are random. Certificates are then unsigned, and cannot be repeated after this object is gone.
     Raises `EngineError` for a voter whose noise or classes are not those that certificates would state.
     """
 
@@ -53,13 +53,13 @@ class SmoothedClassifier:
         *,
         voter: Voter | None = None,
         noise: NoiseKind = "exact",
-        secret: bytes | None = None,
+        issuer: SeedSource | None = None,
         limits: UploadLimits | None = None,
     ) -> None:
         self.config, self.voter = config, voter
         self.noise = noise_for(noise, config.sigma)
         self.limits = limits or UploadLimits()
-        self._secret = new_secret() if secret is None else check_secret(secret)
+        self.issuer = issuer or EvaluationSeed.random()
         self._digest = config.digest
         if voter is not None:
             asked = (self.noise.name, self.noise.sigma, len(config.classes))
@@ -75,7 +75,7 @@ class SmoothedClassifier:
         checkpoint: str | Path,
         *,
         noise: NoiseKind = "exact",
-        secret: bytes | None = None,
+        issuer: SeedSource | None = None,
         options: VoterOptions | None = None,
     ) -> SmoothedClassifier:
         """Returns the checkpoint (a folder, or `bundled:NAME`) with a voter of its own, warmed up.
@@ -84,7 +84,7 @@ class SmoothedClassifier:
         """
         config, classifier = load_checkpoint(checkpoint)
         voter = open_voter(classifier, sigma=config.sigma, noise=noise, options=options)
-        return cls(config, voter=voter, noise=noise, secret=secret)
+        return cls(config, voter=voter, noise=noise, issuer=issuer)
 
     @classmethod
     def from_module(
@@ -97,7 +97,7 @@ class SmoothedClassifier:
         resize: int | None = None,
         name: str | None = None,
         noise: NoiseKind = "exact",
-        secret: bytes | None = None,
+        issuer: SeedSource | None = None,
         options: VoterOptions | None = None,
     ) -> SmoothedClassifier:
         """Returns the smoothed classifier of a copy of any torch module in eval mode, with a voter of its own.
@@ -111,17 +111,17 @@ class SmoothedClassifier:
             module, sigma=sigma, classes=classes, input_shape=input_shape, resize=resize, name=name
         )
         voter = open_voter(classifier, sigma=config.sigma, noise=noise, options=options)
-        return cls(config, voter=voter, noise=noise, secret=secret)
+        return cls(config, voter=voter, noise=noise, issuer=issuer)
 
     @classmethod
     def without_voter(
-        cls, checkpoint: str | Path, *, noise: NoiseKind, secret: bytes, limits: UploadLimits
+        cls, checkpoint: str | Path, *, noise: NoiseKind, issuer: SeedSource, limits: UploadLimits
     ) -> SmoothedClassifier:
         """The checkpoint's configuration alone; votes come from elsewhere."""
-        return cls(load_config(checkpoint), noise=noise, secret=secret, limits=limits)
+        return cls(load_config(checkpoint), noise=noise, issuer=issuer, limits=limits)
 
-    def question(self, image: Image) -> Question:
-        """Returns the image as model input with its seed. `macer_serve.inputs` says what is taken for an image.
+    def model_input(self, image: Image) -> ModelInput:
+        """Returns the image as model input. `macer_serve.inputs` says what is taken for an image.
 
         Raises `UploadError` for what is not an acceptable image, `ParameterError` for an object of another kind.
         """
@@ -131,11 +131,18 @@ class SmoothedClassifier:
         x = fit.apply(pixels)
         header = f"lattice-18 {x.shape[0]}x{x.shape[1]}x{x.shape[2]}\0".encode()
         digest = "sha256:" + hashlib.sha256(header + x.astype("<i4").tobytes()).hexdigest()
-        seed = derive_seed(self._secret, digest, self._digest)
-        return Question(x, seed, digest, pixels.shape, fit)
+        return ModelInput(x, digest, pixels.shape, fit)
 
-    def certification(self, question: Question, plan: Plan, *, cap: int | None = None) -> Certification:
-        """A fresh run for the question; whoever drives it feeds it votes. `cap` limits the estimation votes.
+    def seed_proof(self, model_input: ModelInput, plan: Plan) -> SeedProof:
+        """Returns the noise seed of the input under the plan's policy, with its proof."""
+        return self.issuer.seed_proof(
+            input_digest=model_input.digest,
+            model_digest=self._digest,
+            policy_digest=policy_digest(plan, self.noise.name),
+        )
+
+    def certification(self, model_input: ModelInput, plan: Plan, *, cap: int | None = None) -> Certification:
+        """Returns a fresh run for the input. Whoever drives it feeds it votes. `cap` limits the estimation votes.
 
         Raises `ParameterError` for a plan that this checkpoint's outputs do not allow.
         """
@@ -144,12 +151,12 @@ class SmoothedClassifier:
             plan,
             classes=len(self.config.classes),
             sigma=self.config.sigma,
-            tau=self.noise.tau(question.x),
+            tau=self.noise.tau(model_input.x),
             cap=cap,
         )
 
-    def certificate(self, question: Question, run: Certification, engine: str) -> Certificate:
-        """What the run has proved about the question so far, as a signed record."""
+    def certificate(self, model_input: ModelInput, run: Certification, proof: SeedProof, engine: str) -> Certificate:
+        """Returns what the run has proved about the input so far, by votes under the seed of `proof`."""
         claim, plan, config = run.claim(), run.plan, self.config
         return Certificate(
             statement=statement(claim, plan, self.noise.name),
@@ -157,7 +164,7 @@ class SmoothedClassifier:
             class_id=claim.class_id,
             abstained=claim.abstained,
             radius=claim.radius,
-            upload_radius=upload_radius(claim.radius, question.fit, question.x.size),
+            upload_radius=upload_radius(claim.radius, model_input.fit, model_input.x.size),
             reason=reason(claim, plan, config.classes),
             stopped=claim.stopped,
             sigma=config.sigma,
@@ -176,13 +183,16 @@ class SmoothedClassifier:
             plan=plan.to_json(),
             model={"name": config.name, "digest": self._digest},
             input={
-                "digest": question.digest,
+                "digest": model_input.digest,
                 "shape": list(config.input_shape),
-                "upload_shape": list(question.upload_shape),
+                "upload_shape": list(model_input.upload_shape),
             },
-            fit=question.fit.to_json(),
+            fit=model_input.fit.to_json(),
             engine=engine,
-        ).signed(self._secret)
+            policy=policy_digest(plan, self.noise.name),
+            key_id=self.issuer.key_id,
+            seed_proof=proof.text,
+        )
 
     @overload
     def certify(
@@ -215,10 +225,14 @@ class SmoothedClassifier:
             raise EngineError("this classifier has no voter: load it with SmoothedClassifier.load")
         if isinstance(image, list | tuple):
             return [self.certify(one, plan, progress=progress) for one in image]
-        question = self.question(image)
-        run = self.certification(question, plan or Plan())
-        drive(run, question.x, question.seed, self.voter, progress)
-        return self.certificate(question, run, self.voter.engine)
+        model_input, plan = self.model_input(image), plan or Plan()
+        run, proof = self.certification(model_input, plan), self.seed_proof(model_input, plan)
+        drive(run, model_input.x, proof.seed, self.voter, progress)
+        return self.certificate(model_input, run, proof, self.voter.engine)
+
+    def signed(self, certificate: Certificate) -> str | None:
+        """Returns the certificate as a JWS under the issuer's key; None if the issuer has no key."""
+        return self.issuer.sign(certificate.canonical())
 
 
 def require_outputs(config: CheckpointConfig, plan: Plan) -> None:

@@ -15,10 +15,21 @@ anything but the key and what is signed.
 
 from __future__ import annotations
 
+from macer_serve.issuing.evaluation import EvaluationSeed, SeedSource
 from macer_serve.issuing.issuer import Issuer
 from macer_serve.issuing.jws import CERTIFICATE, CLAIM
 from macer_serve.issuing.key_set import KeySet, Signed
 from macer_serve.issuing.keys import IssuerKey
 from macer_serve.issuing.seeds import SeedProof
 
-__all__ = ["CERTIFICATE", "CLAIM", "Issuer", "IssuerKey", "KeySet", "SeedProof", "Signed"]
+__all__ = [
+    "CERTIFICATE",
+    "CLAIM",
+    "EvaluationSeed",
+    "Issuer",
+    "IssuerKey",
+    "KeySet",
+    "SeedProof",
+    "SeedSource",
+    "Signed",
+]

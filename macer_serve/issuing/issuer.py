@@ -84,6 +84,11 @@ class Issuer:
         keys = [{**self.key.to_jwk(), **secret}, *json.loads(self.keys.to_json())["keys"][1:]]
         key_files.write_new(Path(path), json.dumps({"keys": keys}, indent=1) + "\n")
 
+    @property
+    def key_id(self) -> str:
+        """The name of the public key, as certificates carry it."""
+        return self.key.kid
+
     def seed_proof(self, *, input_digest: str, model_digest: str, policy_digest: str) -> SeedProof:
         """Returns the seed of an input under a model and a policy, with its proof. Raises `ParameterError`."""
         message = seed_message(

@@ -18,9 +18,12 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class SeedProof:
-    """`text` is the signature in base64url, as certificates carry it; `seed` the 128-bit noise seed that follows."""
+    """A 128-bit noise `seed`, and its proof: the signature in base64url, as certificates carry it.
 
-    text: str
+    `text` is None for a seed that an evaluator chose.
+    """
+
+    text: str | None
     seed: bytes
 
 
@@ -30,8 +33,14 @@ def seed_message(thumbprint: bytes, *, input_digest: str, model_digest: str, pol
     Digests are `sha256:` and 64 lower-case hexadecimal digits. The message begins with byte 00, which the signing input
     of a JWS never contains, so that no signature serves both uses. Raises `ParameterError` for other digests.
     """
+    digests = digest_bytes(input_digest=input_digest, model_digest=model_digest, policy_digest=policy_digest)
+    return b"\0macer-serve/seed/1\0" + thumbprint + digests
+
+
+def digest_bytes(*, input_digest: str, model_digest: str, policy_digest: str) -> bytes:
+    """Returns the 96 bytes of three digests. Raises `ParameterError` for a text that is no digest."""
     digests = {"input": input_digest, "model": model_digest, "policy": policy_digest}
-    return b"\0macer-serve/seed/1\0" + thumbprint + b"".join(_bytes(text, name) for name, text in digests.items())
+    return b"".join(_bytes(text, name) for name, text in digests.items())
 
 
 def seed_of(signature: bytes) -> bytes:

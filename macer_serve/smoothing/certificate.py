@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from typing import Any
 
@@ -15,15 +15,14 @@ from macer_serve.smoothing.bounds import bound_named
 from macer_serve.smoothing.certification import Claim
 from macer_serve.smoothing.noise import caveat_of
 from macer_serve.smoothing.plan import Plan
-from macer_serve.smoothing.seeds import mac, mac_holds
 from macer_serve.smoothing.votes import Record, from_record, shares
 
 CERTIFICATE_VERSION = 3
 
 # The JSON types of the fields. Votes are checked further by `from_record`, the plan by `Plan.from_json`.
 _KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("statement", "bound", "noise", "engine"), (str,)),
-    **dict.fromkeys(("label", "reason", "stopped", "mac"), (str, type(None))),
+    **dict.fromkeys(("statement", "bound", "noise", "engine", "policy"), (str,)),
+    **dict.fromkeys(("label", "reason", "stopped", "key_id", "seed_proof"), (str, type(None))),
     **dict.fromkeys(("radius", "upload_radius", "sigma", "alpha", "p_lower", "p_upper", "tau"), (float, int)),
     **dict.fromkeys(("n0", "n", "proof_n", "version"), (int,)),
     **dict.fromkeys(("votes", "selection_votes"), (list,)),
@@ -43,6 +42,10 @@ class Certificate:
     votes. Soft votes are (level, count) pairs per class. The radius follows from the first `proof_n` of the estimation
     votes, `proof_votes`, which are None if they are the `votes`: the bounds of all looks hold together, and an earlier
     look may prove more than the last one.
+
+    `policy` is the digest of what was fixed before the votes (`macer_serve.smoothing.policy`). `seed_proof` shows to
+    whoever has the public key `key_id` that the noise seed belongs to this input, model and policy. Both are None if an
+    evaluator chose the seed.
     """
 
     statement: str
@@ -71,8 +74,10 @@ class Certificate:
     input: dict[str, Any]
     fit: dict[str, Any]
     engine: str
+    policy: str
+    key_id: str | None
+    seed_proof: str | None
     version: int = CERTIFICATE_VERSION
-    mac: str | None = None
 
     def __repr__(self) -> str:
         if self.abstained:
@@ -102,6 +107,8 @@ class Certificate:
         """
         if not isinstance(data, dict):
             raise ParameterError("a certificate is a JSON object")
+        if "mac" in data:
+            raise ParameterError("a certificate of an older form, signed by its issuer's secret: ask for a new one")
         known = {f.name for f in fields(cls)}
         wrong = sorted(known.symmetric_difference(data))
         if wrong:
@@ -126,23 +133,21 @@ class Certificate:
         return int(shares(from_record(record, soft=bound_named(self.plan["bound"]).soft)).argmax())
 
     def canonical(self) -> bytes:
-        """Returns the bytes that the mac covers: every field but the mac, keys sorted, 1.0 as 1.
+        """Returns the bytes that are signed: every field, keys sorted, 1.0 as 1.
 
         JSON knows one kind of number, so that a record that went through JavaScript or jq is still the same record.
         """
-        record = _plain_numbers(self.to_json())
-        del record["mac"]
+        record = plain_numbers(self.to_json())
         return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
             errors="surrogatepass"  # a record from outside may hold lone surrogates; it must not crash
         )
 
-    def signed(self, secret: bytes) -> Certificate:
-        """Returns this certificate with its mac."""
-        return replace(self, mac=mac(secret, self.canonical()))
 
-    def is_authentic(self, secret: bytes) -> bool:
-        """Returns whether the mac is that of this record under the secret."""
-        return self.mac is not None and mac_holds(secret, self.canonical(), self.mac)
+def ranked(certificate: Certificate, classes: tuple[str, ...]) -> list[tuple[str, int, int]]:
+    """Returns up to five classes that have votes, the most first: label, number and estimation votes."""
+    votes = certificate.votes_by_class()
+    order = sorted((c for c in range(len(classes)) if votes[c]), key=lambda c: -votes[c])
+    return [(classes[c], c, votes[c]) for c in order[:5]]
 
 
 def _frozen(value: Any) -> Any:
@@ -150,12 +155,12 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
-def _plain_numbers(value: Any) -> Any:
+def plain_numbers(value: Any) -> Any:
     """Returns the JSON value with whole numbers as integers at every depth, below 2^53 in size."""
     if isinstance(value, dict):
-        return {k: _plain_numbers(v) for k, v in value.items()}
+        return {k: plain_numbers(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_plain_numbers(v) for v in value]
+        return [plain_numbers(v) for v in value]
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 

@@ -27,6 +27,9 @@ from scipy.special import expit
 
 from macer_serve.smoothing.votes import Counts, Levels
 
+# The name of the stakes in policies. Other stakes need another name, because whoever could choose among stakes after
+# seeing the votes would have several chances.
+STAKES = "arcsine-grid/1"
 # A bound below these log-odds counts as 0. Ten million votes reach -25.
 _FURTHEST = 60.0
 # Added to the threshold. The floating-point error of log M stays below 1e-9 for ten million votes.

@@ -111,14 +111,19 @@ class Plan:
         return (*looks, self.n)
 
     @property
-    def alpha_split(self) -> dict[str, float]:
-        """Returns what each confidence bound may spend of alpha.
+    def alpha_fractions(self) -> dict[str, float]:
+        """What each confidence bound may spend, as fractions of alpha.
 
         A two-sided or soft plan shares each part between p_A and the runner-up's probability.
         """
         if self.mode == "predict":
-            return {"binomial-test": self.alpha}
-        return bound_named(self.bound).alpha_split(self.alpha, fixed=self.kind == "fixed")
+            return {"binomial-test": 1.0}
+        return bound_named(self.bound).alpha_fractions(fixed=self.kind == "fixed")
+
+    @property
+    def alpha_split(self) -> dict[str, float]:
+        """What each confidence bound may spend of alpha."""
+        return {name: fraction * self.alpha for name, fraction in self.alpha_fractions.items()}
 
     @cached_property
     def budget(self) -> Budget:

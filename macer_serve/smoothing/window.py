@@ -49,7 +49,7 @@ class Tally:
         self.votes: list[Votes] = [np.zeros(0, dtype=np.int64)] * len(draws)
         self.total = sum(map(len, draws))
         self.counted = self.handed_out = 0
-        self._draws, self._left = tuple(draws), deque(draws)
+        self._draws, self._left = tuple(draws), deque(draw for draw in draws if len(draw))
 
     @property
     def done(self) -> bool:

@@ -1,11 +1,11 @@
-"""Checking certificates that someone else issued: consistency of the record, and a test by votes of one's own.
+"""Checking certificates that someone else issued, without any secret.
 
-    certificate, answer = read_certificate(Path("certificate.json").read_bytes())
-    report = verify(certificate, "image.png", load_config("bundled:cifar10"), answer=answer)
+    document = read_document(Path("answer.json").read_bytes())
+    report = verify(document, "image.png", load_config("bundled:cifar10"), keys=KeySet.read(jwks), voter=open_voter)
     report.verdict, report.findings
 
-With the issuer's secret, the mac and the votes themselves are checked, so that a consistent but invented record is
-found out. Without the secret, fresh votes are drawn. They contradict only a claim that is clearly too high.
+The signature is checked, and everything that follows from the record is computed again. The noise seed is checked
+against the input, the model and the policy. Then the votes are counted again on the very same noisy copies.
 """
 
 from __future__ import annotations
@@ -14,157 +14,194 @@ from collections.abc import Callable
 from typing import Any
 
 from macer_serve.checkpoint import CheckpointConfig
-from macer_serve.errors import InconsistentError, MismatchError, ParameterError
+from macer_serve.errors import OtherKeyError, ParameterError, VerificationError
 from macer_serve.images import MAX_PIXELS, UploadLimits
 from macer_serve.inputs import Image
-from macer_serve.smoothed import Question, SmoothedClassifier
-from macer_serve.smoothing.certificate import Certificate
+from macer_serve.issuing import IssuerKey, KeySet
+from macer_serve.issuing.base64url import decode
+from macer_serve.issuing.seeds import seed_of
+from macer_serve.smoothed import ModelInput, SmoothedClassifier
+from macer_serve.smoothing.certificate import Certificate, ranked
 from macer_serve.smoothing.noise import NoiseKind, kind_of
-from macer_serve.verification.findings import Finding, Verification, agrees, holds, shown, unchecked
-from macer_serve.verification.reading import read_certificate
+from macer_serve.smoothing.policy import policy_digest
+from macer_serve.verification.findings import Finding, Verification, agrees, fails, holds, shown, unchecked
+from macer_serve.verification.reading import Document, read_document
 from macer_serve.verification.record import Basis, examine_record
-from macer_serve.verification.votes import Progress, met_by_fresh_votes, recounted
+from macer_serve.verification.verdicts import Verdict
+from macer_serve.verification.votes import RECOUNT, Progress, recounted
 from macer_serve.voters import Voter
 
-__all__ = ["FRESH_VOTES", "Finding", "Verification", "read_certificate", "verify"]
+__all__ = ["Document", "Finding", "Verdict", "Verification", "read_document", "verify"]
 
-FRESH_VOTES = 10_000
 # The image is an auditor's own file, and the issuer may have accepted larger uploads than our server does.
 _LIMITS = UploadLimits(bytes=2**28, pixels=MAX_PIXELS)
+# Fields of an answer that nobody signed, and that say nothing about the image.
+_UNSIGNED = {"certificate", "certificate_jws", "issued_at", "timing_ms"}
+_COPIED = ("label", "class_id", "abstained", "radius", "upload_radius", "reason", "stopped")
 
 
 def verify(
-    certificate: Certificate,
+    document: Document,
     image: Image,
     config: CheckpointConfig,
     *,
-    answer: dict[str, Any] | None = None,
-    secret: bytes | None = None,
-    votes: int = FRESH_VOTES,
+    keys: KeySet | None = None,
     voter: Callable[[NoiseKind], Voter] | None = None,
-    seed: bytes | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Verification:
     """Returns what holds of the certificate, about this image and the checkpoint of `config`.
 
-    `voter` opens a voter of the checkpoint for a noise. It is called only if votes are to be drawn; if it is None, none
-    are. With the issuer's `secret` the record's votes are counted again. Without it, or if the engine is not the
-    record's, `votes` fresh votes are drawn under `seed` (default: a random seed). `answer` is the document that the
-    certificate came in. Raises `UploadError` for an unacceptable image, `ParameterError` for a number of votes outside
-    0 to 10,000,000.
+    `keys` are the issuer's public keys, from a source that the auditor trusts. `voter` opens a voter of the checkpoint
+    for a noise. It is called only if the votes can be counted again; if it is None, they are not. Raises `UploadError`
+    for an unacceptable image, `IssuerKeyError` for a key that is refused.
     """
-    if not 0 <= votes <= 10**7:
-        raise ParameterError(f"votes must lie between 0 and 10,000,000, not {votes}")
-    same_model = certificate.model.get("digest") == config.digest
-    no_classes = "its labels are not known: the checkpoint is another"
-    found, basis = examine_record(certificate, config.classes if same_model else None, no_classes)
-    found += _around(certificate, answer)
-    kind = kind_of(certificate.noise)
-    classifier = SmoothedClassifier(config, noise=kind or "exact", secret=secret, limits=_LIMITS)
-    question = classifier.question(image)
-    found += _model(certificate, config, basis)
-    found += _input(certificate, question, same_model)
-    if same_model and kind and certificate.input.get("digest") == question.digest:
-        found += _tau(certificate, classifier.noise.tau(question.x))
-    found.append(_mac(certificate, secret))
-    blamed = [f.check for f in found if f.outcome == "does not hold" and f.check != "mac"]
+    c = document.certificate
+    same_model = c.model.get("digest") == config.digest
+    key, found = _signature(document, keys)
+    signed = key is not None
+    about_record, basis = examine_record(
+        c, config.classes if same_model else None, "its labels are not known: the checkpoint is another"
+    )
+    found += about_record + _around(document, config if same_model else None)
+    kind = kind_of(c.noise)
+    classifier = SmoothedClassifier(config, noise=kind or "exact", limits=_LIMITS)
+    model_input = classifier.model_input(image)
+    found += _model(c, config, basis) + _input(c, model_input, same_model)
+    if same_model and kind and c.input.get("digest") == model_input.digest:
+        found += _tau(c, classifier.noise.tau(model_input.x))
+    seed, about_seed = _seed(c, basis, key)
+    found += about_seed
+    blamed = [f.check for f in found if f.outcome == "does not hold"]
     if blamed or basis is None or kind is None:
-        why = f"{', '.join(blamed)} must hold first"
-        return Verification((*found, unchecked("votes counted again", why), unchecked("fresh votes", why)))
-    found += _votes(certificate, basis, question, kind, secret, votes, voter, seed, progress)
-    return Verification(tuple(found))
+        found.append(unchecked(RECOUNT, f"{', '.join(blamed)} must hold first"))
+    elif seed is None:
+        found.append(unchecked(RECOUNT, "the record does not say from which seed its noise was drawn"))
+    elif voter is None:
+        found.append(unchecked(RECOUNT, "the votes were not to be counted again"))
+    else:
+        found.append(recounted(c, basis, model_input, seed, voter(kind), progress))
+    return Verification(tuple(found), signed)
 
 
-def _around(c: Certificate, answer: dict[str, Any] | None) -> list[Finding]:
-    """Returns whether the answer around the certificate says what the certificate says."""
+def _signature(document: Document, keys: KeySet | None) -> tuple[IssuerKey | None, list[Finding]]:
+    """Returns the key that signed the certificate, if its signature was checked and holds."""
+    c = document.certificate
+    beside = [
+        fails(f"{name}, beside the signature", "the unsigned copy says something else") for name in document.beside
+    ]
+    if document.jws is None:
+        return None, [unchecked("signature", "the document carries none", Verdict.NOT_AUTHENTICATED)]
+    if keys is None:
+        why = "no public keys of the issuer were given"
+        return None, [unchecked("signature", why, Verdict.NOT_AUTHENTICATED), *beside]
+    try:
+        signed = keys.open(document.jws)
+    except OtherKeyError as error:
+        return None, [fails("key_id", str(error), Verdict.OTHER_KEY), *beside]
+    except (VerificationError, ParameterError) as error:
+        return None, [fails("signature", str(error)), *beside]
+    state = "a retired key" if signed.key.retired else "the key"
+    found = [holds("signature", f"made with {state} {signed.key.kid}"), *beside]
+    if c.key_id != signed.key.kid:
+        found.append(fails("key_id", f"{shown(c.key_id)} is recorded, {signed.key.kid} signed the record"))
+    return signed.key, found
+
+
+def _seed(c: Certificate, basis: Basis | None, key: IssuerKey | None) -> tuple[bytes | None, list[Finding]]:
+    """Returns the noise seed that the record's proof gives, and whether it belongs to input, model and policy."""
+    if basis is None:
+        return None, [unchecked("policy, seed_proof", "the plan is unknown")]
+    policy = policy_digest(basis.plan, c.noise)
+    found = [agrees("policy", c.policy, policy, "plan and noise", means=Verdict.POLICY_NOT_FIXED)]
+    if c.seed_proof is None:
+        why = "there is none: whoever made the record chose the seed"
+        return None, [*found, unchecked("seed_proof", why, Verdict.NOT_AUTHENTICATED)]
+    try:
+        if key is None:
+            seed = seed_of(decode(c.seed_proof, "the seed proof"))
+            return seed, [
+                *found,
+                unchecked("seed_proof", "it takes the issuer's public key", Verdict.NOT_AUTHENTICATED),
+            ]
+        seed = key.seed(
+            c.seed_proof,
+            input_digest=c.input.get("digest", ""),
+            model_digest=c.model.get("digest", ""),
+            policy_digest=policy,
+        )
+    except (ParameterError, VerificationError) as error:
+        return None, [*found, fails("seed_proof", str(error), Verdict.POLICY_NOT_FIXED)]
+    return seed, [*found, holds("seed_proof", "the noise seed belongs to this input, model and policy")]
+
+
+def _around(document: Document, config: CheckpointConfig | None) -> list[Finding]:
+    """Returns whether the answer around the certificate says what the certificate says. It is not signed itself."""
+    answer, c = document.answer, document.certificate
     if answer is None:
         return []
-    names = ("label", "class_id", "abstained", "radius", "upload_radius", "reason", "stopped", "n")
-    other = [name for name in names if name in answer and answer[name] != getattr(c, name)]
-    if other:
-        words = "; ".join(f"{name} {shown(answer[name])}, not {shown(getattr(c, name))}" for name in other)
-        return [Finding("answer", "does not hold", f"around the certificate, other values: {words}")]
-    return [holds("answer", "says what the certificate in it says")]
+    said: dict[str, Any] = {name: getattr(c, name) for name in _COPIED}
+    unknown = sorted(set(answer) - set(said) - _UNSIGNED - {"top"})
+    found = [
+        fails(f"answer.{name}", f"around the certificate {shown(answer[name])}, in it {shown(value)}")
+        for name, value in said.items()
+        if name in answer and answer[name] != value
+    ]
+    found += [fails(f"answer.{shown(name)}", "answers have no such field, and nobody signed it") for name in unknown]
+    if "top" in answer and config is None:
+        found.append(unchecked("answer.top", "the labels are those of another checkpoint"))
+    elif "top" in answer and config is not None:
+        try:
+            top = [dict(zip(("label", "class_id", "votes"), row, strict=True)) for row in ranked(c, config.classes)]
+        except (
+            ParameterError,
+            ValueError,
+            IndexError,
+            KeyError,
+            TypeError,
+        ):  # votes that cannot be read are named elsewhere
+            top = []
+        if answer["top"] != top:
+            found.append(fails("answer.top", f"{shown(answer['top'])} is not what the votes say"))
+    return found or [holds("answer", "says what the certificate in it says")]
 
 
 def _model(c: Certificate, config: CheckpointConfig, basis: Basis | None) -> list[Finding]:
     if c.model.get("digest") != config.digest:
         words = f"{shown(c.model)} is recorded; the checkpoint is {config.name}, {config.digest}: name the record's"
-        return [Finding("model.digest", "does not hold", words, MismatchError)]
+        return [fails("model.digest", words, Verdict.OTHER_SUBJECT)]
     found = [
         holds("model.digest", f"{config.digest[:23]}... is the checkpoint's"),
-        agrees("model.name", c.model, {"name": config.name, "digest": config.digest}, "the checkpoint"),
         agrees("sigma of the checkpoint", float(c.sigma), float(config.sigma), "the checkpoint"),
     ]
+    if set(c.model) != {"name", "digest"} or not isinstance(c.model["name"], str):
+        found.append(fails("model", f"{shown(c.model)} is no model"))
     if basis is not None:
         found.append(agrees("classes of the checkpoint", len(basis.votes), len(config.classes), "the checkpoint"))
     return found
 
 
-def _input(c: Certificate, question: Question, same_model: bool) -> list[Finding]:
+def _input(c: Certificate, model_input: ModelInput, same_model: bool) -> list[Finding]:
     """Returns whether the image is the record's, by its size and by the digest of the model input."""
-    if c.input.get("upload_shape") != list(question.upload_shape):
-        words = f"{shown(c.input.get('upload_shape'))} is recorded, the image is {shown(list(question.upload_shape))}"
-        return [Finding("image", "does not hold", words, MismatchError)]
-    fit = question.fit.to_json()
+    upload_shape = list(model_input.upload_shape)
+    if c.input.get("upload_shape") != upload_shape:
+        words = f"{shown(c.input.get('upload_shape'))} is recorded, the image is {upload_shape}"
+        return [fails("image", words, Verdict.OTHER_SUBJECT)]
+    fit = model_input.fit.to_json()
     same_sizes = {k: v for k, v in fit.items() if k != "norm"} == {k: v for k, v in c.fit.items() if k != "norm"}
     if not same_sizes and not same_model:
         return [unchecked("input.digest", "the checkpoint, and so the fit, is another")]
     if not same_sizes:
-        return [
-            Finding(
-                "fit of the checkpoint",
-                "does not hold",
-                f"{shown(c.fit)} is recorded, the checkpoint's is {shown(fit)}",
-            )
-        ]
+        return [fails("fit of the checkpoint", f"{shown(c.fit)} is recorded, the checkpoint's is {shown(fit)}")]
     if set(c.input) != {"digest", "shape", "upload_shape"}:
-        return [Finding("input", "does not hold", f"{shown(c.input)} is no input")]
-    if c.input["digest"] != question.digest:
-        words = f"{shown(c.input['digest'])} is recorded, the image's is {question.digest}: another image, or changed"
-        return [Finding("input.digest", "does not hold", words, MismatchError)]
-    return [holds("input.digest", f"{question.digest[:23]}... is the image's")]
+        return [fails("input", f"{shown(c.input)} is no input")]
+    if c.input["digest"] != model_input.digest:
+        words = (
+            f"{shown(c.input['digest'])} is recorded, the image's is {model_input.digest}: another image, or changed"
+        )
+        return [fails("input.digest", words, Verdict.OTHER_SUBJECT)]
+    return [holds("input.digest", f"{model_input.digest[:23]}... is the image's")]
 
 
 def _tau(c: Certificate, tau: float) -> list[Finding]:
     """Returns a finding if the record's tau is not that of this input: only the input shows if it is on the lattice."""
-    return [] if c.tau == tau else [agrees("tau", float(c.tau), tau, "the image", error=InconsistentError)]
-
-
-def _mac(c: Certificate, secret: bytes | None) -> Finding:
-    if secret is None:
-        return unchecked("mac", "it takes the issuer's secret")
-    if c.is_authentic(secret):
-        return holds("mac", "the record is as it was issued under this secret")
-    if c.mac is None:
-        return Finding("mac", "does not hold", "the record has none")
-    return Finding("mac", "does not hold", "not this record's under this secret: changed, or issued under another")
-
-
-def _votes(
-    c: Certificate,
-    basis: Basis,
-    question: Question,
-    kind: NoiseKind,
-    secret: bytes | None,
-    votes: int,
-    voter: Callable[[NoiseKind], Voter] | None,
-    seed: bytes | None,
-    progress: Progress,
-) -> list[Finding]:
-    """Returns the findings of counting the record's votes again, or of testing the record by fresh votes."""
-    again, fresh = "votes counted again", "fresh votes"
-    if voter is None or (secret is None and not votes):
-        why = "no votes were to be drawn"
-        return [unchecked(again, why), unchecked(fresh, why)]
-    engine = voter(kind)
-    if secret is None:
-        found = [unchecked(again, "it takes the issuer's secret")]
-    elif engine.engine == c.engine:
-        return [recounted(basis, question, engine, progress)]
-    else:
-        words = f"the record's engine is {shown(c.engine)}, this machine's {engine.engine}: not the same function, bit "
-        found = [unchecked(again, words + "for bit, and identical votes cannot be demanded")]
-    if not votes:
-        return [*found, unchecked(fresh, "none were to be drawn")]
-    return [*found, met_by_fresh_votes(c, basis, question, engine, votes, seed, progress)]
+    return [] if c.tau == tau else [agrees("tau", float(c.tau), tau, "the image")]

@@ -6,64 +6,75 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from macer_serve.errors import ContradictedError, InconsistentError, MismatchError, VerificationError
+from macer_serve.verification.verdicts import Verdict, gravest
 
 Outcome = Literal["holds", "does not hold", "not checked"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check and its outcome. `error` says what it means if the check does not hold."""
+    """One check and its outcome. `means` is the verdict that follows if the check does not hold, or was not made."""
 
     check: str
     outcome: Outcome
     words: str
-    error: type[VerificationError] = InconsistentError
+    means: Verdict = Verdict.ALTERED
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """All findings about one certificate."""
+    """All findings about one certificate. `signed` says whether the signature holds."""
 
     findings: tuple[Finding, ...]
+    signed: bool = False
 
     @property
     def failed(self) -> tuple[Finding, ...]:
+        """The checks that do not hold."""
         return tuple(f for f in self.findings if f.outcome == "does not hold")
 
     @property
-    def error(self) -> VerificationError | None:
-        """The gravest error; None if everything that was checked holds."""
-        for kind in (InconsistentError, MismatchError, ContradictedError):
-            if named := [f.check for f in self.failed if f.error is kind]:
-                which = "" if kind is ContradictedError else f": {', '.join(named)}"
-                return kind(kind.title.lower() + which)
-        return None
+    def not_checked(self) -> tuple[Finding, ...]:
+        """The checks that were not made."""
+        return tuple(f for f in self.findings if f.outcome == "not checked")
 
     @property
-    def verdict(self) -> str:
-        """The outcome in one sentence."""
-        if self.error is not None:
-            return str(self.error)
-        unchecked = [f.check for f in self.findings if f.outcome == "not checked"]
-        return "everything that was checked holds" + (f"; not checked: {', '.join(unchecked)}" if unchecked else "")
+    def verdict(self) -> Verdict:
+        """The gravest verdict of what does not hold; if everything holds, of what was not checked."""
+        failed = gravest([f.means for f in self.failed])
+        if failed is Verdict.ALTERED and self.signed:  # the issuer wrote what does not follow
+            return Verdict.CONTRADICTED
+        return gravest([f.means for f in self.not_checked]) if failed is Verdict.PROVED else failed
+
+    @property
+    def reasons(self) -> tuple[Finding, ...]:
+        """The findings that the verdict rests on: what does not hold, or else what was not checked."""
+        return self.failed or self.not_checked
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the findings as JSON values."""
+        """Returns verdict and findings as JSON values."""
         return {
-            "holds": self.error is None,
-            "verdict": self.verdict,
-            "exit_code": 0 if self.error is None else self.error.exit_code,
+            "verdict": self.verdict.value,
+            "meaning": self.verdict.paragraph,
+            "does_not_hold": [f.check for f in self.failed],
+            "not_checked": [f.check for f in self.not_checked],
             "findings": [{"check": f.check, "outcome": f.outcome, "words": f.words} for f in self.findings],
         }
 
 
 def holds(check: str, words: str) -> Finding:
+    """Returns the finding that a check holds."""
     return Finding(check, "holds", words)
 
 
-def unchecked(check: str, why: str) -> Finding:
-    return Finding(check, "not checked", why)
+def fails(check: str, words: str, means: Verdict = Verdict.ALTERED) -> Finding:
+    """Returns the finding that a check does not hold."""
+    return Finding(check, "does not hold", words, means)
+
+
+def unchecked(check: str, why: str, means: Verdict = Verdict.CONSISTENT) -> Finding:
+    """Returns the finding that a check was not made."""
+    return Finding(check, "not checked", why, means)
 
 
 def escaped(text: str) -> str:
@@ -78,11 +89,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:76]}..."
 
 
-def agrees(
-    check: str, recorded: Any, derived: Any, source: str, *, error: type[VerificationError] = InconsistentError
-) -> Finding:
+def agrees(check: str, recorded: Any, derived: Any, source: str, *, means: Verdict = Verdict.ALTERED) -> Finding:
     """Returns whether a recorded value is the value that follows from `source`."""
     if recorded == derived and type(recorded) is type(derived):
         return holds(check, f"{shown(recorded)}: follows from {source}")
-    words = f"{shown(recorded)} is recorded, {shown(derived)} follows from {source}"
-    return Finding(check, "does not hold", words, error)
+    return fails(check, f"{shown(recorded)} is recorded, {shown(derived)} follows from {source}", means)

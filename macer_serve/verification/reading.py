@@ -1,23 +1,41 @@
-"""Reading certificates from outside. Any bytes give a `Certificate` or a `ParameterError`."""
+"""Reading certificates from outside. Any bytes give a `Document` or a `ParameterError`."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.certificate import Certificate
+from macer_serve.issuing.jws import take_apart
+from macer_serve.smoothing.certificate import Certificate, plain_numbers
 from macer_serve.verification.findings import escaped
 
 MAX_BYTES = 16 * 2**20
+_JWS = re.compile(rb"\s*[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\s*")
 MAX_DEPTH = 6  # an answer, its certificate, votes, a class, a pair: five
 
 
-def read_certificate(data: bytes) -> tuple[Certificate, dict[str, Any] | None]:
-    """Returns the certificate in a JSON document, and the answer of `POST /predict` around it, if there is one.
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A certificate with what came around it: its signed form, and the answer of `POST /predict`, if they are there.
 
-    Raises `ParameterError` for a document that is not UTF-8 or JSON, holds NaN or a repeated name, or is too large.
+    `beside` are the fields in which an unsigned copy of the certificate differs from the signed one.
+    """
+
+    certificate: Certificate
+    jws: str | None = None
+    answer: dict[str, Any] | None = None
+    beside: tuple[str, ...] = ()
+
+
+def read_document(data: bytes) -> Document:
+    """Returns the certificate in a document: an answer of `POST /predict`, a bare record, or a JWS.
+
+    If there is a JWS, only its payload counts. Raises `ParameterError` for a document that is not UTF-8, JSON or a
+    JWS, holds NaN or a repeated name, or is too large.
     """
     try:
         return _read(data)
@@ -25,9 +43,33 @@ def read_certificate(data: bytes) -> tuple[Certificate, dict[str, Any] | None]:
         raise ParameterError(escaped(str(error))) from None
 
 
-def _read(data: bytes) -> tuple[Certificate, dict[str, Any] | None]:
+def _read(data: bytes) -> Document:
     if len(data) > MAX_BYTES:
         raise ParameterError(f"not a certificate: more than {MAX_BYTES:,} bytes")
+    if _JWS.fullmatch(data):
+        jws = data.strip().decode()
+        return Document(_signed(jws), jws)
+    document = _json(data)
+    if not isinstance(document, dict) or not isinstance(document.get("certificate"), dict):
+        return Document(Certificate.from_json(document))
+    jws = document.get("certificate_jws")
+    if jws is None:
+        return Document(Certificate.from_json(document["certificate"]), answer=document)
+    if not isinstance(jws, str):
+        raise ParameterError("not a certificate: certificate_jws must be text")
+    signed, copy = _signed(jws), document["certificate"]
+    record = plain_numbers(signed.to_json())
+    beside = tuple(
+        sorted(k for k in {*record, *copy} if k not in copy or k not in record or plain_numbers(copy[k]) != record[k])
+    )
+    return Document(signed, jws, document, beside)
+
+
+def _signed(jws: str) -> Certificate:
+    return Certificate.from_json(_json(take_apart(jws).payload))
+
+
+def _json(data: bytes) -> Any:
     try:
         document = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_float=_number)
     except RecursionError:
@@ -35,9 +77,7 @@ def _read(data: bytes) -> tuple[Certificate, dict[str, Any] | None]:
     except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
         raise ParameterError(f"not a certificate: {error}") from error
     _check(document)
-    if isinstance(document, dict) and isinstance(document.get("certificate"), dict):
-        return Certificate.from_json(document["certificate"]), document
-    return Certificate.from_json(document), None
+    return document
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import prove
 from macer_serve.smoothing.radius import round_down, two_sided_radius
 from macer_serve.smoothing.votes import Votes, count, from_record, shares
-from macer_serve.verification.findings import Finding, agrees, escaped, holds, shown, unchecked
+from macer_serve.verification.findings import Finding, agrees, escaped, fails, holds, shown, unchecked
 
 MAX_SIDE = 2048  # of model inputs whose fit is computed again: larger ones take minutes
 _SAME = 1e-9  # relative: bounds
@@ -62,7 +62,7 @@ def examine_record(
         plan = Plan.from_json(c.plan)
     except (ParameterError, ArithmeticError, ValueError) as error:
         return [
-            Finding("plan", "does not hold", str(error)),
+            fails("plan", escaped(str(error))),
             unchecked("all that follows", "the plan is unknown"),
         ], None
     found = [
@@ -94,14 +94,14 @@ def examine_record(
 def _known_noise(c: Certificate) -> Finding:
     if kind_of(c.noise) is None:
         known = ", ".join(stream.name for stream in STREAMS.values())
-        return Finding("noise", "does not hold", f"{shown(c.noise)} is none of {known}")
+        return fails("noise", f"{shown(c.noise)} is none of {known}")
     caveat = caveat_of(c.noise)
     return holds("noise", f"{c.noise}: certificates hold {caveat}" if caveat else c.noise)
 
 
 def _sigma(c: Certificate) -> Finding:
     if not 0.005 <= c.sigma <= 4.0:
-        return Finding("sigma", "does not hold", f"{shown(c.sigma)} is outside [0.005, 4]")
+        return fails("sigma", f"{shown(c.sigma)} is outside [0.005, 4]")
     return holds("sigma", f"{c.sigma:g}")
 
 
@@ -115,7 +115,7 @@ def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
         try:
             read[name] = from_record(record, soft=plan.soft)
         except ParameterError as error:
-            found.append(Finding(name, "does not hold", escaped(str(error))))
+            found.append(fails(name, escaped(str(error))))
     if found:
         return None, found
     votes, proof, selection = read["votes"], read["proof_votes"], read["selection_votes"]
@@ -123,24 +123,24 @@ def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
     if drawn == c.n:
         found.append(holds("votes", f"{len(votes)} classes, {drawn:,} votes"))
     else:
-        found.append(Finding("votes", "does not hold", f"they add up to {drawn:,}, n is {shown(c.n)}"))
+        found.append(fails("votes", f"they add up to {drawn:,}, n is {shown(c.n)}"))
     early = c.stopped in (None, "deadline")
     for name, other in (("proof_votes", proof), ("selection_votes", selection)):
         if other.shape != votes.shape:
             words = f"{len(other)} classes, the estimation votes have {len(votes)}"
-            return None, [*found, Finding(name, "does not hold", words)]
+            return None, [*found, fails(name, words)]
     if count(proof) == c.proof_n and (proof <= votes).all() and (c.proof_votes is None) == (c.proof_n == c.n):
         found.append(holds("proof_n, proof_votes", f"the first {c.proof_n:,} of the votes"))
     else:
         words = (
             f"{count(proof):,} votes; they must be the first {shown(c.proof_n)} of the votes, or null for all of them"
         )
-        found.append(Finding("proof_n, proof_votes", "does not hold", words))
+        found.append(fails("proof_n, proof_votes", words))
     if selected == plan.selection or (early and selected < plan.selection):
         found.append(holds("selection_votes", f"{selected:,} of {plan.selection:,}"))
     else:
         words = f"they add up to {selected:,}, the plan takes {plan.selection:,}"
-        found.append(Finding("selection_votes", "does not hold", words))
+        found.append(fails("selection_votes", words))
     top = None
     if plan.mode == "predict":
         top = int(votes.argmax()) if drawn else None
@@ -160,12 +160,12 @@ def _stopped(c: Certificate, basis: Basis) -> Finding:
         fits = 0 < n < plan.n and c.stopped in _REASONS[plan.kind]
         fits = fits and (c.stopped != "radius" or c.radius >= float(plan.radius or 0.0))
     else:
-        return Finding("stopped", "does not hold", f"{shown(c.stopped)} is no reason to stop")
+        return fails("stopped", f"{shown(c.stopped)} is no reason to stop")
     why = "still running" if c.stopped is None else c.stopped
     if fits:
         return holds("stopped", f"{why}, after {n:,} of {plan.n:,} votes")
     words = f"{why}, after {n:,} of {plan.n:,} votes: the plan does not stop so"
-    return Finding("stopped", "does not hold", words)
+    return fails("stopped", words)
 
 
 def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
@@ -179,7 +179,7 @@ def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
         try:
             proof = prove(plan, basis.proof_votes, basis.top, sigma=c.sigma, tau=c.tau)
         except (ParameterError, ArithmeticError, ValueError) as error:
-            return None, [Finding("p_lower", "does not hold", f"no bound can be computed: {error}")]
+            return None, [fails("p_lower", f"no bound can be computed: {error}")]
     p_lower = _as_recorded(c.p_lower, proof.p_lower)
     p_upper = _as_recorded(c.p_upper, proof.p_upper)
     found = [
@@ -243,12 +243,12 @@ def _fit(c: Certificate) -> tuple[Fit | None, list[Finding]]:
         fit = fit_for((size[0], size[1]), resize, (crop[0], crop[1]), channels)
         norm = float(c.fit["norm"])
     except (ParameterError, ArithmeticError, KeyError, TypeError, ValueError) as error:
-        return None, [Finding("fit", "does not hold", f"{shown(c.fit)} is no fit: {error}")]
+        return None, [fails("fit", f"{shown(c.fit)} is no fit: {error}")]
     if abs(norm - fit.norm) <= 1e-12 * fit.norm:
         fit = replace(fit, norm=norm)
     if c.fit != fit.to_json():
         words = f"{shown(c.fit)} is recorded, {shown(fit.to_json())} follows from its sizes"
-        return None, [Finding("fit", "does not hold", words)]
+        return None, [fails("fit", words)]
     height, width = fit.upload_size
     return fit, [
         holds("fit", f"{height} x {width} to {fit.crop[0]} x {fit.crop[1]}, norm {norm:.6g}"),

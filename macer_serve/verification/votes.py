@@ -1,65 +1,75 @@
-"""Votes that test a record: the record's own votes counted again, or fresh votes."""
+"""The record's votes, counted again on the same noisy copies."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
 import numpy as np
 
-from macer_serve.errors import ContradictedError
-from macer_serve.smoothed import Question
-from macer_serve.smoothing.bounds.base import Proof
+from macer_serve.smoothed import ModelInput
 from macer_serve.smoothing.certificate import Certificate
-from macer_serve.smoothing.contradiction import evidence_against
-from macer_serve.smoothing.votes import Draw, Votes, count
+from macer_serve.smoothing.proof import prove
+from macer_serve.smoothing.votes import Draw, Votes, count, shares
 from macer_serve.smoothing.window import Tally
-from macer_serve.verification.findings import Finding, holds, unchecked
+from macer_serve.verification.findings import Finding, fails, holds, shown, unchecked
 from macer_serve.verification.record import Basis
+from macer_serve.verification.verdicts import Verdict
 from macer_serve.voters import Voter, drive
 
 Progress = Callable[[int, int], None]  # votes counted, of how many
+RECOUNT = "votes counted again"
 
 
-def recounted(basis: Basis, question: Question, voter: Voter, progress: Progress) -> Finding:
-    """Returns whether the record's votes are the votes of the input's own seed."""
+def recounted(
+    c: Certificate, basis: Basis, model_input: ModelInput, seed: bytes, voter: Voter, progress: Progress
+) -> Finding:
+    """Returns whether the record's votes are the votes on the noisy copies of `seed`.
+
+    Another engine than the record's is another function. Its votes are compared with the record's, and what they prove
+    is said beside what the record says.
+    """
     beta = basis.plan.soft_beta
-    # The votes of the proof are the first of the estimation votes.
+    first, all_of_them = count(basis.proof_votes), count(basis.votes)
     recorded: list[tuple[Draw, Votes]] = [
         (Draw("selection", 0, count(basis.selection_votes), beta), basis.selection_votes),
-        (Draw("estimation", 0, count(basis.proof_votes), beta), basis.proof_votes),
-        (Draw("estimation", count(basis.proof_votes), count(basis.votes), beta), basis.votes - basis.proof_votes),
+        (Draw("estimation", 0, first, beta), basis.proof_votes),
+        (Draw("estimation", first, all_of_them, beta), basis.votes - basis.proof_votes),
     ]
-    recorded = [(draw, votes) for draw, votes in recorded if len(draw)]
     tally = Tally([draw for draw, _ in recorded])
-    drive(tally, question.x, question.seed, voter, lambda t: progress(t.counted, t.total))
+    drive(tally, model_input.x, seed, voter, lambda t: progress(t.counted, t.total))
+    again = [
+        votes if len(draw) else np.zeros_like(basis.votes)
+        for (draw, _), votes in zip(recorded, tally.votes, strict=True)
+    ]
     other = [
-        draw.purpose
-        for (draw, votes), again in zip(recorded, tally.votes, strict=True)
-        if not np.array_equal(votes, again)
+        draw.purpose for (draw, votes), mine in zip(recorded, again, strict=True) if not np.array_equal(votes, mine)
     ]
     total = f"{tally.total:,} votes"
-    if other:
-        words = f"of {total} counted again with the secret, those of {' and '.join(dict.fromkeys(other))} are others"
-        return Finding("votes counted again", "does not hold", words)
-    return holds("votes counted again", f"{total}, identical")
+    if voter.engine == c.engine:
+        if not other:
+            return holds(RECOUNT, f"{total}, identical")
+        words = f"of {total}, those of {' and '.join(dict.fromkeys(other))} are others"
+        return fails(RECOUNT, words, Verdict.CONTRADICTED)
+    words = f"the record's engine is {shown(c.engine)}, this one is {voter.engine}. "
+    words += _compared([votes for _, votes in recorded], again, tally.total) + _own_claim(c, basis, again)
+    return unchecked(RECOUNT, words, Verdict.OTHER_ENGINE)
 
 
-def met_by_fresh_votes(
-    c: Certificate, basis: Basis, question: Question, voter: Voter, n: int, seed: bytes | None, progress: Progress
-) -> Finding:
-    """Returns whether `n` fresh votes under `seed` (default: a random seed) contradict the record."""
-    proof = Proof(c.class_id, c.radius, c.p_lower, c.p_upper)
-    if basis.top is None or (proof.p_lower <= 0.0 and proof.class_id is None):
-        return unchecked("fresh votes", "the record claims nothing that they could contradict")
-    draw = Draw("estimation", 0, n, basis.plan.soft_beta)
-    tally = Tally([draw])
-    seed = secrets.token_bytes(16) if seed is None else seed
-    drive(tally, question.x, seed, voter, lambda t: progress(t.counted, t.total))
-    found = evidence_against(basis.plan, proof, basis.top, tally.votes[0], tau=c.tau)
-    words = "; ".join(f"{e.words}: probability {e.p_value:.3g}, contradicted below {e.level:.3g}" for e in found)
-    if voter.engine != c.engine:
-        words += f"; by another engine, {voter.engine}, whose votes may differ at the margin"
-    if any(e.contradicts for e in found):
-        return Finding("fresh votes", "does not hold", words, ContradictedError)
-    return holds("fresh votes", words)
+def _compared(recorded: list[Votes], again: list[Votes], total: int) -> str:
+    if recorded[0].ndim > 1:
+        return "Soft votes of another arithmetic differ in their levels. "
+    moved = sum(int(np.abs(a - b).sum()) // 2 for a, b in zip(recorded, again, strict=True))
+    return f"At least {moved:,} of {total:,} copies ({100 * moved / max(1, total):.2f} %) got another class. "
+
+
+def _own_claim(c: Certificate, basis: Basis, again: list[Votes]) -> str:
+    """Returns what the votes of this engine prove by themselves, on the same copies."""
+    selection, first, rest = again
+    votes = first if basis.looked else first + rest
+    top = int(votes.argmax()) if basis.plan.mode == "predict" else int(shares(selection).argmax())
+    if not basis.looked or count(selection) != basis.plan.selection:
+        return "The votes of this engine prove nothing at this number of votes."
+    proof = prove(basis.plan, votes, top, sigma=c.sigma, tau=c.tau)
+    if proof.class_id is None:
+        return "The votes of this engine certify nothing."
+    return f"The votes of this engine certify class {proof.class_id} with radius {proof.radius:.6f}."

@@ -16,8 +16,8 @@ from macer_serve.smoothing.votes import Votes, levels_of, shares
 
 # The level at which a run is given up as hopeless. It wastes or saves votes; no guarantee rests on it.
 FUTILITY = 0.05
-# The share of alpha that the anytime-valid mixture may spend. The rest is Clopper-Pearson's, once, at n.
-MIXTURE_SHARE = 0.8
+# What the anytime-valid mixture may spend of alpha, and Clopper-Pearson, once, at n. They sum to 1.
+MIXTURE_SHARE, LAST_SHARE = 0.8, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,9 @@ class Bound(ABC):
     sides: ClassVar[int] = 2  # how many probabilities share alpha: p_A, and the true runner-up's
     adjective: ClassVar[str] = ""  # of the smoothed classifier, in a certificate's statement
 
-    def alpha_split(self, alpha: float, *, fixed: bool) -> dict[str, float]:
-        """Returns what each confidence bound may spend of alpha; `fixed` plans have one look."""
-        if fixed:
-            return {"clopper-pearson": alpha}
-        return {"mixture": MIXTURE_SHARE * alpha, "clopper-pearson": (1.0 - MIXTURE_SHARE) * alpha}
+    def alpha_fractions(self, *, fixed: bool) -> dict[str, float]:
+        """Returns what each confidence bound may spend, as fractions of alpha; `fixed` plans have one look."""
+        return {"clopper-pearson": 1.0} if fixed else {"mixture": MIXTURE_SHARE, "clopper-pearson": LAST_SHARE}
 
     @abstractmethod
     def prove(self, budget: Budget, votes: Votes, top: int, *, sigma: float, tau: float) -> Proof:

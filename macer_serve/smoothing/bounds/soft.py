@@ -19,9 +19,9 @@ class Soft(Bound):
     soft = True
     adjective = "soft "
 
-    def alpha_split(self, alpha: float, *, fixed: bool) -> dict[str, float]:
+    def alpha_fractions(self, *, fixed: bool) -> dict[str, float]:
         """Returns all of alpha for the mixture: Clopper-Pearson bounds shares of votes only."""
-        return {"mixture": alpha}
+        return {"mixture": 1.0}
 
     def prove(self, budget: Budget, votes: Votes, top: int, *, sigma: float, tau: float) -> Proof:
         # Means of rounded levels do not add up to one: the bound of A says nothing of the other classes.
