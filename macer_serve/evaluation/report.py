@@ -106,7 +106,7 @@ def summary(log: Log, radii: Sequence[float] | None = None) -> Summary:
         seconds_median=float(np.median(seconds)),
         votes_mean=_mean_votes(log),
         rounded_radii=log.radius_decimals is not None and log.radius_decimals < OUR_RADIUS_DECIMALS,
-        settings=dict(log.header),
+        settings=dict(log.settings),
     )
 
 

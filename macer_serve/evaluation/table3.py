@@ -55,7 +55,7 @@ def cost(checkpoint: str | Path, training_log: Path | None, logs: Sequence[Log])
     path = training_log or folder.with_name(folder.name + ".run") / "log.jsonl"
     seconds = _seconds(path)
     recipe = config.recipe
-    mine = [log for log in logs if dict(log.header).get("checkpoint") == config.digest]
+    mine = [log for log in logs if dict(log.settings).get("checkpoint") == config.digest]
     images = max(mine, key=lambda log: len(log.rows), default=None)
     acr = None if images is None else summary(images).acr
     return Cost(
