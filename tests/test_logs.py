@@ -284,7 +284,7 @@ def test_a_torn_last_line_is_not_read_either(written: Write) -> None:
     torn = "4\t1\t-1\t0.000000\t0\t0:00:01\t0.100000000\t10\t2\t1"
     log = read_log(path := written(OUR_HEAD + torn))
     assert log.rows == ()
-    assert log.notes == (f"{path}: its last line is not complete and is left out",)
+    assert log.notes == (f"the last line of {path} is not complete and is left out",)
     assert read_log(written(OUR_HEAD + torn + "2\n")).notes == ()
     assert len(read_log(written(OUR_HEAD + torn + "2\n")).rows) == 1
     assert len(read_log(written(OUR_HEAD + torn + "2\n\t")).rows) == 1

@@ -22,7 +22,7 @@ def image_indices(total: int, *, every: int = 1, start: int = 0, stop: int | Non
     if stop is not None and stop <= start:
         raise ParameterError(f"the range of images must stop above its start, {start:,}, not at {stop:,}")
     if every < 1:
-        raise ParameterError(f"every first image or more can be certified, not every {every:,}th")
+        raise ParameterError(f"every must be at least 1, not {every}")
     return range(start, total if stop is None else min(stop, total), every)
 
 

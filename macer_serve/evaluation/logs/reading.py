@@ -85,7 +85,7 @@ def parse(data: bytes, name: str) -> tuple[Log, Columns]:
                 raise LogError(f"{name}, line {index + 1}: {error}") from error
             row = None
         if row is None:
-            notes.append(f"{name}: its last line is not complete and is left out")
+            notes.append(f"the last line of {name} is not complete and is left out")
             break
         if row.idx in rows:
             raise LogError(f"{name}, line {index + 1}: image {row.idx} is in the log already")

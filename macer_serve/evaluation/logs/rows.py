@@ -64,31 +64,36 @@ def row_of(columns: Columns, cells: list[str]) -> Row:
     """
     if len(cells) != len(columns):
         raise ValueError(f"expected {len(columns)} fields separated by tabs, found {len(cells)}")
-    values = {column: value_of(column, cell) for column, cell in zip(columns, cells, strict=True) if _used(column, cell)}
-    return Row(seconds=values.pop("time"), **{"radius": 0.0, **values})
+    values = {"radius": 0.0, **_values(columns, cells)}
+    return Row(seconds=values.pop("time"), **values)
 
 
 def is_half_line(columns: Columns, cells: list[str]) -> bool:
-    """Returns whether the cells may be the beginning of a line: all but the last one are complete values."""
+    """Returns whether the cells may be a line that was cut: all but the last are values, and more was to come."""
+    *before, last = cells
+    if not _are_values(columns, before):
+        return False
+    return len(cells) < len(columns) or (len(cells) == len(columns) and not _are_values(columns[-1:], [last]))
+
+
+def _are_values(columns: Columns, cells: list[str]) -> bool:
     try:
-        for column, cell in zip(columns, cells[:-1], strict=False):
-            if _used(column, cell):
-                value_of(column, cell)
+        _values(columns, cells)
     except ValueError:
         return False
-    return len(cells) <= len(columns)
+    return True
 
 
-def _used(column: str, cell: str) -> bool:
-    return column in COHEN_COLUMNS or (column in OUR_COLUMNS and bool(cell))
-
-
-def value_of(column: str, cell: str) -> Any:
-    """Returns the value of a cell. Raises `ValueError` for a cell of another form than its column's."""
-    pattern, convert, what = _KINDS[column]
-    if not pattern.fullmatch(cell):
-        raise ValueError(f"{column} must be {what}, not {cell[:60]!r}")
-    return convert(cell)
+def _values(columns: Columns, cells: list[str]) -> dict[str, Any]:
+    """Returns the values of the cells by column. Raises `ValueError` for a cell of another form than its column's."""
+    values = {}
+    for column, cell in zip(columns, cells, strict=False):
+        if column in COHEN_COLUMNS or (column in OUR_COLUMNS and cell):
+            pattern, convert, what = _KINDS[column]
+            if not pattern.fullmatch(cell):
+                raise ValueError(f"{column} must be {what}, not {cell[:60]!r}")
+            values[column] = convert(cell)
+    return values
 
 
 _TIME = re.compile(r"(?:([0-9]{1,5}) days?, )?([0-9]{1,7}):([0-5][0-9]):([0-5][0-9])(?:\.([0-9]{1,6}))?")
