@@ -30,7 +30,7 @@ SMALL = Log(
         Row(40, 1, -1, 0.0, False, 3.0),
         Row(60, 1, 1, 0.0, True, 10.0),  # certified at 0, though its radius was rounded down to 0
     ),
-    header={"sigma": "0.25"},
+    settings={"sigma": "0.25"},
     name="folder/small.tsv",
     radius_decimals=6,
 )
@@ -54,7 +54,7 @@ def published() -> Path:
 @pytest.fixture
 def small_file(tmp_path: Path) -> Path:
     path = tmp_path / "small.tsv"
-    with LogWriter.open(path, SMALL.header) as log:
+    with LogWriter.open(path, SMALL.settings) as log:
         for row in SMALL.rows:
             log.write(row)
     return path

@@ -31,7 +31,14 @@ def plan_options(*, n: int) -> Callable[[Command], Command]:
 
 
 def plan_of(options: dict[str, Any], **more: Any) -> Plan:
-    """The plan, its options taken out of `options`; raises `ParameterError` for values outside their range."""
-    from macer_serve.smoothing.plan import Plan
+    """Returns the plan, its options taken out of `options`. Warns at once if no votes can satisfy the plan.
 
-    return Plan(**{name: options.pop(name) for name in NAMES}, **more)
+    Raises `ParameterError` for values outside their range.
+    """
+    from macer_serve.smoothing.plan import Plan
+    from macer_serve.smoothing.proof import too_few_votes
+
+    plan = Plan(**{name: options.pop(name) for name in NAMES}, **more)
+    if too_few := too_few_votes(plan):
+        click.echo(f"WARNING: every answer will be an abstention. {too_few} (--n)", err=True)
+    return plan
