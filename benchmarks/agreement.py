@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import math
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from scipy.stats import binom
 from tqdm import tqdm
 
 from macer_serve.datasets import load_dataset
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing import mixture
 from macer_serve.smoothing.binomial import clopper_pearson_lower
@@ -66,14 +66,15 @@ def fixed_plan(
     g: SmoothedClassifier, voter: Voter, pixels: Any, so_far: Certificate, needed: int
 ) -> tuple[bool, int, int]:
     """Whether the fixed plan certifies, and the votes (m, k for the class) that settle it; `so_far`'s come first."""
-    question, top, m = g.question(pixels), so_far.selected, so_far.n
+    model_input, top, m = g.model_input(pixels), so_far.selected, so_far.n
+    seed = g.seed_proof(model_input, Plan.from_json(so_far.plan)).seed
     k = so_far.votes_by_class()[top]
     while (answer := settled(k, m, needed)) is None:
         # Seldom enough that judging costs little, often enough that little is drawn beyond the answer.
         step = voter.batch_sizes[-1]
         more = min(N - m, step * voter.workers * max(1, m // (16 * voter.workers * step)))
         draws = Draw("estimation", m, m + more).cut(step)
-        waiting = [voter.submit([Task(question.x, question.seed, draw)]) for draw in draws]
+        waiting = [voter.submit([Task(model_input.x, seed, draw)]) for draw in draws]
         k += sum(int(future.result()[0][top]) for future in waiting)
         m += more
     return answer, m, k
@@ -113,8 +114,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--workers", type=int, help="CPU cores; default all")
     options = parser.parse_args()
-    secret = hashlib.sha256(b"benchmarks/agreement.py").digest()
-    g = SmoothedClassifier.load(options.checkpoint, secret=secret, options=VoterOptions(workers=options.workers))
+    seeds = EvaluationSeed.named("benchmarks/agreement.py")
+    g = SmoothedClassifier.load(options.checkpoint, issuer=seeds, options=VoterOptions(workers=options.workers))
     voter = g.voter
     assert voter is not None
     images = load_dataset("cifar10", options.data_dir, "test")

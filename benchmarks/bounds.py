@@ -11,7 +11,6 @@ under both bounds, of every 20th image, or of those alone on which a log says th
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from tqdm import tqdm
 
 from macer_serve.datasets import load_dataset
 from macer_serve.evaluation.logs import ABSTAINED, read_log
-from macer_serve.smoothed import Question, SmoothedClassifier
+from macer_serve.issuing import EvaluationSeed
+from macer_serve.smoothed import ModelInput, SmoothedClassifier
 from macer_serve.smoothing.binomial import empirical_bernstein_lower
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import prove
@@ -31,11 +31,12 @@ from macer_serve.voters import Task
 ALPHA, BETA = 0.001, 16.0
 
 
-def votes_of(g: SmoothedClassifier, question: Question, draws: list[Draw]) -> list[Votes]:
-    """The votes of each draw, the voter's workers side by side."""
+def votes_of(g: SmoothedClassifier, model_input: ModelInput, plan: Plan, draws: list[Draw]) -> list[Votes]:
+    """Returns the votes of each draw under the plan's seed, the voter's workers side by side."""
     assert g.voter is not None
+    seed = g.seed_proof(model_input, plan).seed
     pieces = [(i, piece) for i, draw in enumerate(draws) for piece in draw.cut(g.voter.batch_sizes[-1])]
-    futures = [(i, g.voter.submit([Task(question.x, question.seed, piece)])) for i, piece in pieces]
+    futures = [(i, g.voter.submit([Task(model_input.x, seed, piece)])) for i, piece in pieces]
     parts: list[list[Votes]] = [[] for _ in draws]
     for i, future in futures:
         parts[i] += future.result()
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--soft-every", type=int, default=100)
     options = parser.parse_args()
     images = load_dataset("cifar10", options.data_dir, "test")
-    g = SmoothedClassifier.load("bundled:cifar10", secret=hashlib.sha256(b"macer certify\0" + b"0").digest())
+    g = SmoothedClassifier.load("bundled:cifar10", issuer=EvaluationSeed.named("0"))
     sigma = g.config.sigma
     assert g.voter is not None
     print(g.voter.engine)
@@ -78,9 +79,9 @@ def main() -> None:
     if options.abstained_in is not None:
         indices = [row.idx for row in read_log(options.abstained_in).rows if row.predict == ABSTAINED]
     for idx in tqdm(indices, unit="image"):
-        question = g.question(images[idx][0])
-        selection, votes = votes_of(g, question, hard)
-        top, tau = int(selection.argmax()), g.noise.tau(question.x)
+        model_input = g.model_input(images[idx][0])
+        selection, votes = votes_of(g, model_input, plans["one-sided"], hard)
+        top, tau = int(selection.argmax()), g.noise.tau(model_input.x)
         proofs = {bound: prove(plan, votes, top, sigma=sigma, tau=tau) for bound, plan in plans.items()}
         for bound, proof in proofs.items():
             radii[bound].append(proof.radius)
@@ -95,11 +96,12 @@ def main() -> None:
         print(f"  image {idx}: label {label}, certified {top}, radius {radius:.6f}, top votes {most}")
 
     found: dict[tuple[str, int], list[float]] = {}
+    soft = Plan(n=10_000, alpha=ALPHA, bound="soft", beta=BETA)
     for idx in tqdm(range(0, len(images), options.soft_every), unit="image"):
-        question = g.question(images[idx][0])
+        model_input = g.model_input(images[idx][0])
         draws = [Draw("selection", 0, 100, BETA), Draw("estimation", 0, 1000, BETA)]
-        selection, few, more = votes_of(g, question, [*draws, Draw("estimation", 1000, 10_000, BETA)])
-        top, tau = int(shares(selection).argmax()), g.noise.tau(question.x)
+        selection, few, more = votes_of(g, model_input, soft, [*draws, Draw("estimation", 1000, 10_000, BETA)])
+        top, tau = int(shares(selection).argmax()), g.noise.tau(model_input.x)
         for votes in (few, few + more):
             n = int(votes[0].sum())
             plan = Plan(n=n, alpha=ALPHA, bound="soft", beta=BETA)

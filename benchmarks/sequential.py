@@ -21,7 +21,6 @@ with the standard error of the mean over seeds. The oracle, which knows p, needs
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import os
 import time
@@ -34,6 +33,7 @@ import numpy.typing as npt
 from scipy.special import ndtr
 
 from macer_serve.evaluation.logs import ABSTAINED, read_log
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.bounds import bound_named
 from macer_serve.smoothing.certification import Certification
@@ -249,8 +249,8 @@ def for_real(checkpoint: str, data: Path, every: int, n: int, workers: int | Non
     from macer_serve.smoothed import SmoothedClassifier
     from macer_serve.voters import VoterOptions
 
-    secret = hashlib.sha256(b"benchmarks/sequential.py").digest()
-    g = SmoothedClassifier.load(checkpoint, secret=secret, options=VoterOptions(workers=workers))
+    seeds = EvaluationSeed.named("benchmarks/sequential.py")
+    g = SmoothedClassifier.load(checkpoint, issuer=seeds, options=VoterOptions(workers=workers))
     assert g.voter is not None
     pictures = list(images(data, every))
     plans = (Plan(n=n, alpha=ALPHA), *(Plan(n=n, alpha=ALPHA, radius=r) for r in RADII))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,17 @@ from cases import voter_of
 from torch import Tensor, nn
 
 from macer_serve.checkpoint import CheckpointConfig
+from macer_serve.issuing import EvaluationSeed, Issuer
 from macer_serve.voters.batched import BatchedVoter
 
-SECRET, SIGMA = bytes(range(32)), 0.25
+SIGMA = 0.25
+SEEDS = EvaluationSeed(bytes(range(32)))
+
+
+@functools.cache
+def issuer() -> Issuer:
+    """Returns the issuer of tests, whose key is made once per process."""
+    return Issuer.new()
 
 
 class Brightness(nn.Module):

@@ -1,4 +1,4 @@
-"""Certificates say what was proved, bind it with a mac, and repeat under the secret."""
+"""Certificates say what was proved, are signed whole, and repeat under the same seeds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from brightness import SECRET, SIGMA, Brightness, config, image
+from brightness import SEEDS, SIGMA, Brightness, config, image, issuer
 from cases import voter_of
 from torch import nn
 
 from macer_serve.errors import ParameterError
+from macer_serve.issuing import EvaluationSeed, Issuer
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.certificate import Certificate, reason, statement
 from macer_serve.smoothing.certification import Claim
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.radius import one_sided_radius, round_down
-from macer_serve.smoothing.seeds import MIN_SECRET_BYTES, derive_seed, mac, mac_holds, new_secret
 from macer_serve.smoothing.votes import Draw, from_record
 from macer_serve.voters import Task, drive
 from macer_serve.voters.batched import BatchedVoter
@@ -39,7 +39,7 @@ def voter() -> Iterator[BatchedVoter]:
 
 @pytest.fixture(scope="module")
 def g(voter: BatchedVoter) -> SmoothedClassifier:
-    return SmoothedClassifier(config(), voter=voter, secret=SECRET)
+    return SmoothedClassifier(config(), voter=voter, issuer=issuer())
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +140,16 @@ def test_reasons_in_words(state: dict[str, Any], words: list[str]) -> None:
 
 
 def test_a_capped_run_is_certified_nothing(g: SmoothedClassifier) -> None:
-    question = g.question(image(255 - 20))
-    run = g.certification(question, PLAN, cap=500)
+    model_input, proof = g.model_input(image(255 - 20)), g.seed_proof(g.model_input(image(255 - 20)), PLAN)
+    run = g.certification(model_input, PLAN, cap=500)
     assert g.voter is not None
-    drive(run, question.x, question.seed, g.voter)
-    c = g.certificate(question, run, g.voter.engine)
+    drive(run, model_input.x, proof.seed, g.voter)
+    c = g.certificate(model_input, run, proof, g.voter.engine)
     assert c.abstained
     assert (c.n, c.radius, c.upload_radius, c.stopped, c.votes) == (500, 0.0, 0.0, "cap", (0, 0, 500))
-    assert c.is_authentic(SECRET)
 
 
-# --- the record and its mac ------------------------------------------------------------------------------------------
+# --- the record and its signature ------------------------------------------------------------------------------------------
 
 
 def test_json_and_back(certified: Certificate, abstained: Certificate) -> None:
@@ -158,7 +157,6 @@ def test_json_and_back(certified: Certificate, abstained: Certificate) -> None:
         again = Certificate.from_json(json.loads(json.dumps(c.to_json())))
         assert again == c
         assert again.canonical() == c.canonical()
-        assert again.is_authentic(SECRET)
 
 
 def other(value: Any) -> list[Any]:
@@ -179,26 +177,24 @@ def other(value: Any) -> list[Any]:
     return [{**value, key: changed} for key in value for changed in other(value[key])[:1]] + [{**value, "extra": 1}]
 
 
-def test_the_mac_covers_every_field(certified: Certificate) -> None:
-    record = certified.to_json()
-    assert certified.is_authentic(SECRET)
-    assert not certified.is_authentic(bytes(32))
+def test_the_signature_covers_every_field(g: SmoothedClassifier, certified: Certificate) -> None:
+    record, jws = certified.to_json(), g.signed(certified)
+    assert jws is not None
+    assert issuer().keys.open(jws).payload == certified.canonical()
+    assert json.loads(certified.canonical()) == record
     changes = 0
     for name in (f.name for f in dataclasses.fields(Certificate)):
         for value in other(record[name]):
-            if name == "mac" and value is None:
-                continue
             try:
                 forged = Certificate.from_json({**record, name: value})
             except ParameterError:
                 continue
             changes += 1
-            assert not forged.is_authentic(SECRET), (name, value)
+            assert forged.canonical() != certified.canonical(), (name, value)
     assert changes > 60
-    assert not dataclasses.replace(certified, mac=None).is_authentic(SECRET)
 
 
-def test_a_record_that_went_through_javascript_is_authentic(certified: Certificate, abstained: Certificate) -> None:
+def test_a_record_that_went_through_javascript_is_the_same(certified: Certificate, abstained: Certificate) -> None:
     """JSON.stringify writes 1 for 1.0: the page offers certificates that it has parsed."""
     for c in (certified, abstained):
         record = c.to_json()
@@ -206,18 +202,15 @@ def test_a_record_that_went_through_javascript_is_authentic(certified: Certifica
         record["fit"]["norm"] = 1
         record = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in record.items()}
         again = Certificate.from_json(json.loads(json.dumps(record)))
-        assert again.is_authentic(SECRET)
+        assert again.canonical() == c.canonical()
         assert again == c
 
 
-def test_a_mac_does_not_serve_as_a_seed_nor_the_reverse() -> None:
-    """One secret, two uses: their messages cannot coincide."""
-    seed = derive_seed(SECRET, "sha256:a", "sha256:b")
-    message = b"seed\0sha256:a\0sha256:b"
-    assert seed.hex() not in mac(SECRET, message)
-    assert mac_holds(SECRET, message, mac(SECRET, message))
-    assert not mac_holds(SECRET, message, mac(SECRET, message).upper())
-    assert not mac_holds(SECRET, message, "\ud800")
+def test_seeds_of_an_evaluator_sign_nothing(voter: BatchedVoter) -> None:
+    unsigned = SmoothedClassifier(config(), voter=voter, issuer=SEEDS)
+    c = unsigned.certify(image(140), PLAN)
+    assert (c.key_id, c.seed_proof, unsigned.signed(c)) == (None, None, None)
+    assert c == SmoothedClassifier(config(), voter=voter, issuer=SEEDS).certify(image(140), PLAN)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +222,8 @@ def test_a_mac_does_not_serve_as_a_seed_nor_the_reverse() -> None:
         lambda r: {**r, "version": 1},
         lambda r: {**r, "votes": 5},
         lambda r: {**r, "votes": "2000"},
-        lambda r: {**r, "mac": 5},
+        lambda r: {**r, "mac": "hmac-sha256:00"},
+        lambda r: {**r, "seed_proof": 5},
         lambda r: {**r, "n": 2000.0},
         lambda r: {**r, "radius": "0.5"},
         lambda r: {**r, "abstained": 0},
@@ -250,58 +244,78 @@ def test_the_same_image_meets_the_same_noise(
     g: SmoothedClassifier, voter: BatchedVoter, certified: Certificate
 ) -> None:
     assert g.certify(image(140), PLAN) == certified
-    # In another process with the same secret, too; and whatever the number of workers.
+    # In another process with the same key, too; and whatever the number of workers.
     with voter_of(
         nn.Sequential(nn.Identity(), Brightness()), input_shape=(3, 4, 4), sigma=SIGMA,
         device="cpu", batch=300, workers=1, precision="fp32", compile=False,
     ) as one_worker:  # fmt: skip
-        again = SmoothedClassifier(config(), voter=one_worker, secret=SECRET).certify(image(140), PLAN)
+        again = SmoothedClassifier(config(), voter=one_worker, issuer=issuer()).certify(image(140), PLAN)
     assert json.dumps(again.to_json()) == json.dumps(certified.to_json())
 
 
-def test_another_image_secret_or_checkpoint_means_another_seed(g: SmoothedClassifier, voter: BatchedVoter) -> None:
+def test_another_image_key_model_or_policy_means_another_seed(g: SmoothedClassifier) -> None:
+    def seed(g: SmoothedClassifier, pixels: Any, plan: Plan = PLAN) -> bytes:
+        return g.seed_proof(g.model_input(pixels), plan).seed
+
     pixels = image(140)
-    changed = pixels.copy()
-    changed[0, 0, 0] += 1
+    brighter = pixels.copy()
+    brighter[0, 0, 0] += 1
     wide = dataclasses.replace(config(), input_shape=(3, 4, 2))
-    seeds = {
-        g.question(pixels).seed,
-        g.question(changed).seed,
-        g.question(pixels.transpose(1, 0, 2).copy()).seed,
-        SmoothedClassifier(config(), voter=voter, secret=bytes(32)).question(pixels).seed,
-        SmoothedClassifier(config(name="another"), voter=voter, secret=SECRET).question(pixels).seed,
-        SmoothedClassifier(wide, secret=SECRET).question(pixels).seed,
-    }
-    assert len(seeds) == 6
+    policies = [
+        dataclasses.replace(PLAN, **changes)
+        for changes in (
+            {"n": 2001}, {"n0": 51}, {"bound": "two-sided"}, {"bound": "soft"}, {"bound": "soft", "beta": 1.0},
+            {"radius": 0.1}, {"mode": "predict"},
+        )
+    ]  # fmt: skip
+    seeds = [
+        seed(g, pixels),
+        seed(g, brighter),
+        seed(g, pixels.transpose(1, 0, 2).copy()),
+        seed(SmoothedClassifier(config(), issuer=Issuer.new()), pixels),
+        seed(SmoothedClassifier(config(sigma=0.5), issuer=issuer()), pixels),
+        seed(SmoothedClassifier(wide, issuer=issuer()), pixels),
+        seed(SmoothedClassifier(config(), issuer=issuer(), noise="gaussian"), pixels),
+        seed(SmoothedClassifier(config(), issuer=SEEDS), pixels),
+        *(seed(g, pixels, policy) for policy in policies),
+    ]
+    assert len(set(seeds)) == len(seeds)
     assert all(len(seed) == 16 for seed in seeds)
+    # A request's own choices are no part of the policy: they read the same votes.
+    sequential = {seed(g, pixels, Plan(n0=50, n=2000, alpha=a, **k)) for a in (0.001, 0.05) for k in REQUESTS}
+    assert sequential == {seed(g, pixels, policies[5])}
 
 
-def test_without_a_secret_one_is_drawn(voter: BatchedVoter) -> None:
-    one, two = (SmoothedClassifier(config(), voter=voter).question(image(140)).seed for _ in range(2))
-    assert one != two
-    assert len({new_secret() for _ in range(10)}) == 10
+REQUESTS: list[dict[str, Any]] = [{"radius": 0.1}, {"radius": 0.7}, {"tolerance": 0.05}, {"tolerance": 0.5}]
 
 
-@pytest.mark.parametrize("secret", [b"", b"short", bytes(MIN_SECRET_BYTES - 1)])
-def test_a_short_secret_is_refused(secret: bytes) -> None:
+def test_without_an_issuer_seeds_are_random(voter: BatchedVoter) -> None:
+    one, two = (SmoothedClassifier(config(), voter=voter) for _ in range(2))
+    seeds = [g.seed_proof(g.model_input(image(140)), PLAN).seed for g in (one, one, two)]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+@pytest.mark.parametrize("seed", [b"", b"short", bytes(15)])
+def test_a_short_evaluation_seed_is_refused(seed: bytes) -> None:
     with pytest.raises(ParameterError, match="at least 16 bytes"):
-        SmoothedClassifier(config(), secret=secret)
+        EvaluationSeed(seed)
 
 
-def test_a_longer_plan_reads_the_same_votes_further(g: SmoothedClassifier, voter: BatchedVoter) -> None:
-    """No plan buys a redraw: the votes at n = 2,000 are the first 2,000 of those at n = 5,000."""
-    short, long = (g.certify(image(133), Plan(n0=50, n=n, alpha=0.001)) for n in (2000, 5000))
-    question = g.question(image(133))
-    first, rest = (
-        voter.submit([Task(question.x, question.seed, Draw("estimation", *piece))]).result()[0]
-        for piece in [(0, 2000), (2000, 5000)]
-    )
-    assert min(first[[0, 2]]) > 100  # far from unanimous
-    assert short.votes == tuple(first.tolist())
-    assert long.votes == tuple((first + rest).tolist())
-    assert short.selection_votes == long.selection_votes
-    other_alpha = g.certify(image(133), Plan(n0=50, n=2000, alpha=0.05))
-    assert other_alpha.votes == short.votes
+def test_requests_of_one_policy_read_the_same_votes(g: SmoothedClassifier) -> None:
+    """No radius, tolerance, cap or alpha buys a redraw: the votes of the shorter run are the first of the longer."""
+    runs = [
+        g.certify(image(133), Plan(n0=50, n=5000, **k))
+        for k in ({"tolerance": 0.3}, {"tolerance": 0.01}, {"radius": 0.2})
+    ]
+    assert len({c.n for c in runs}) == 3
+    model_input = g.model_input(image(133))
+    proof = g.seed_proof(model_input, Plan(n0=50, n=5000, tolerance=0.1))
+    assert g.voter is not None
+    for c in runs:
+        (votes,) = g.voter.submit([Task(model_input.x, proof.seed, Draw("estimation", 0, c.n))]).result()
+        assert c.votes == tuple(votes.tolist())
+        assert c.seed_proof == proof.text
+        assert c.selection_votes == runs[0].selection_votes
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from brightness import SECRET, config
+from brightness import SEEDS, config
 from digit_checkpoints import DIGEST, Bomb, edit, lenet
 from torch import nn
 
@@ -150,13 +150,14 @@ def test_a_loaded_checkpoint_certifies_and_repeats(saved: tuple[Path, nn.Sequent
     plan = Plan(n0=20, n=100, alpha=0.05)
     certificates = []
     for _ in range(2):
-        g = SmoothedClassifier.load(folder, secret=SECRET, options=options)
+        g = SmoothedClassifier.load(folder, issuer=SEEDS, options=options)
         certificates.append(g.certify(pixels, plan))
         assert isinstance(g.voter, BatchedVoter)
         g.voter.close()
     assert certificates[0] == certificates[1]
     assert certificates[0].model["digest"] == load_config(folder).digest
-    ingress = SmoothedClassifier.without_voter(folder, noise="exact", secret=SECRET, limits=UploadLimits())
-    assert ingress.question(pixels).seed == g.question(pixels).seed
+    ingress = SmoothedClassifier.without_voter(folder, noise="exact", issuer=SEEDS, limits=UploadLimits())
+    asked = g.model_input(pixels)
+    assert ingress.seed_proof(ingress.model_input(pixels), plan) == g.seed_proof(asked, plan)
     with pytest.raises(EngineError, match="no voter"):
         ingress.certify(pixels, plan)

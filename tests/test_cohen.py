@@ -16,19 +16,20 @@ from macer_serve.checkpoint import load_model
 from macer_serve.datasets import ImageSet, dataset_info
 from macer_serve.evaluation.certify import certify_dataset
 from macer_serve.evaluation.logs import LogWriter, read_log
-from macer_serve.smoothed import Question, SmoothedClassifier
+from macer_serve.smoothed import ModelInput, SmoothedClassifier
 from macer_serve.smoothing.noise import NoiseKind
 from macer_serve.smoothing.plan import Plan
 from macer_serve.voters import VoterOptions
 
 N0, N, ALPHA = 50, 600, 0.001
+PLAN = Plan(n0=N0, n=N, alpha=ALPHA)
 IMAGES = sorted((Path(__file__).parent / "images").glob("*.png"))[:5]
 
 
-def counts(g: SmoothedClassifier, question: Question, purpose: str, n: int) -> np.ndarray:
+def counts(g: SmoothedClassifier, model_input: ModelInput, purpose: str, n: int) -> np.ndarray:
     """Class counts of n noisy copies, by the plain network in fp32: no voter, no batching, no state machine."""
     _, model = load_model("bundled:cifar10")
-    copies = g.noise.sample(question.x, question.seed, purpose, 0, n)  # type: ignore[arg-type]
+    copies = g.noise.sample(model_input.x, g.seed_proof(model_input, PLAN).seed, purpose, 0, n)  # type: ignore[arg-type]
     with torch.inference_mode():
         x = torch.from_numpy(copies).float().mul(g.noise.scale).permute(0, 3, 1, 2)
         return np.bincount(model.eval()(x).argmax(1).numpy(), minlength=10)
@@ -52,13 +53,13 @@ def test_a_fixed_log_is_cohens(noise: NoiseKind, tmp_path: Path) -> None:
     )
     images = ImageSet(dataset_info("cifar10"), pixels, g.config.classes)  # type: ignore[arg-type]
     with LogWriter.open(tmp_path / "log.tsv", {"noise": noise}) as log:
-        certify_dataset(g, images, range(len(IMAGES)), Plan(n0=N0, n=N, alpha=ALPHA), log)
+        certify_dataset(g, images, range(len(IMAGES)), PLAN, log)
     certified = 0
     for row in read_log(tmp_path / "log.tsv").rows:
-        question = g.question(pixels[row.idx][0])
-        tau = g.noise.tau(question.x)
+        model_input = g.model_input(pixels[row.idx][0])
+        tau = g.noise.tau(model_input.x)
         assert (tau > 0) == (noise == "exact")
-        votes = [counts(g, question, purpose, n) for purpose, n in (("selection", N0), ("estimation", N))]
+        votes = [counts(g, model_input, purpose, n) for purpose, n in (("selection", N0), ("estimation", N))]
         predict, radius = cohen(*votes, g.config.sigma, tau)
         assert row.predict == predict
         assert row.radius == max(0.0, math.floor((radius - 1e-9) * 1e6) / 1e6)

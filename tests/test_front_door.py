@@ -64,7 +64,7 @@ WAYS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_image_is_the_same_however_it_is_given(way: str, g: SmoothedClassifier) -> None:
-    assert g.question(WAYS[way]()).digest == g.question(SHIP).digest
+    assert g.model_input(WAYS[way]()).digest == g.model_input(SHIP).digest
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -80,7 +80,7 @@ def test_a_pillow_image_is_what_its_file_would_be(mode: str, orientation: int, g
     data = io.BytesIO()
     image.save(data, "JPEG" if mode == "CMYK" else "PNG", exif=exif)
     sent = data.getvalue()
-    assert g.question(Image.open(io.BytesIO(sent))).digest == g.question(sent).digest
+    assert g.model_input(Image.open(io.BytesIO(sent))).digest == g.model_input(sent).digest
 
 
 def test_a_list_gives_a_list(g: SmoothedClassifier) -> None:
@@ -118,16 +118,16 @@ def test_limits_hold_for_every_way(g: SmoothedClassifier) -> None:
     small = SmoothedClassifier(g.config, voter=g.voter, limits=UploadLimits(bytes=100, pixels=50))
     for way in ("path", "bytes", "file", "Pillow"):
         with pytest.raises(TooLargeError):
-            small.question(WAYS[way]())
+            small.model_input(WAYS[way]())
     closed = Image.open(SHIP)
     closed.close()
     with pytest.raises(UploadError, match="cannot be loaded"):
-        g.question(closed)
+        g.model_input(closed)
     frames = io.BytesIO()
     first = Image.new("RGB", (8, 8))
     first.save(frames, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])
     with pytest.raises(UploadError, match="several pictures"):
-        g.question(Image.open(frames))
+        g.model_input(Image.open(frames))
 
 
 def test_plans_take_numpys_numbers() -> None:

@@ -53,7 +53,7 @@ def g() -> Iterator[SmoothedClassifier]:
 @pytest.fixture(scope="module")
 def digests(root: Path, g: SmoothedClassifier) -> dict[Path, str]:
     """The digest of each file's model input, as its bytes give it."""
-    found = {path: g.question(path.read_bytes()).digest for path in sorted((root / "val" / "a").iterdir())}
+    found = {path: g.model_input(path.read_bytes()).digest for path in sorted((root / "val" / "a").iterdir())}
     assert len(found) >= 300
     assert len(set(found.values())) > 250, "one pixel, grey, is soon the same"
     return found
@@ -62,9 +62,9 @@ def digests(root: Path, g: SmoothedClassifier) -> dict[Path, str]:
 def test_a_data_set_has_the_input_of_its_files(root: Path, g: SmoothedClassifier, digests: dict[Path, str]) -> None:
     images = load_dataset("folder", root, "test")
     for i, (path, _) in enumerate(images.source.samples):
-        seen = g.question(images[i][0])
+        seen = g.model_input(images[i][0])
         assert seen.digest == digests[Path(path)], path
-        assert np.array_equal(seen.x, g.question(path).x)
+        assert np.array_equal(seen.x, g.model_input(path).x)
 
 
 WAYS: dict[str, Callable[[Path], Any]] = {
@@ -81,7 +81,7 @@ WAYS: dict[str, Callable[[Path], Any]] = {
 def test_the_library_has_the_input_of_the_bytes(way: str, g: SmoothedClassifier, digests: dict[Path, str]) -> None:
     for path, digest in digests.items():
         image = WAYS[way](path)
-        assert g.question(image).digest == digest, path
+        assert g.model_input(image).digest == digest, path
         if hasattr(image, "close"):
             image.close()
 
@@ -95,7 +95,7 @@ def test_a_loaded_pillow_image_has_the_same_input_or_is_refused(
         with Image.open(path) as image:
             image.load()
             try:
-                assert g.question(image.copy() if copied else image).digest == digest, path
+                assert g.model_input(image.copy() if copied else image).digest == digest, path
             except ParameterError:
                 refused.append(path.name)
     assert 0 < len(refused) < 30, "Pillow does not tell of how many bits their transparent colour is"
@@ -117,7 +117,7 @@ def test_the_server_has_the_input_of_the_bytes(digests: dict[Path, str]) -> None
     limits = UploadLimits(allowed.bytes, allowed.pixels)
     served = SmoothedClassifier.without_voter("bundled:cifar10", noise="exact", secret=bytes(32), limits=limits)
     for path, digest in digests.items():
-        assert served.question(asyncio.run(_uploaded(path.read_bytes()))).digest == digest, path
+        assert served.model_input(asyncio.run(_uploaded(path.read_bytes()))).digest == digest, path
 
 
 async def _uploaded(data: bytes) -> bytes:

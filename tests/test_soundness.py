@@ -115,7 +115,7 @@ def test_the_boundary_lies_half_a_gcd_below_the_threshold(gcd3: SmoothedClassifi
 def test_off_the_lattice_and_for_the_users_own_pixels(grey: SmoothedClassifier) -> None:
     """Grey is the mean of three channels: x lies off the lattice, and upload_radius is the larger one."""
     image = GREY.image(1.0, np.random.default_rng(1))
-    assert (grey.question(image).x % (1 << FRACTION_BITS) != 0).any()
+    assert (grey.model_input(image).x % (1 << FRACTION_BITS) != 0).any()
     assert_sound(grey, GREY, AT_5_PERCENT, 2000)
 
 

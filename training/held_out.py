@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -15,6 +14,7 @@ from macer_serve.datasets import ImageSet
 from macer_serve.evaluation.certify import certified_row, spread_indices
 from macer_serve.evaluation.logs import Log, Row
 from macer_serve.evaluation.report import summary
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
 from macer_serve.voters import VoterOptions, open_voter
@@ -23,7 +23,7 @@ from training.precision import Precision
 
 # Enough to see a run go wrong, in seconds; `macer certify` is for figures.
 PLAN = Plan(n=1000)
-_SECRET = hashlib.sha256(b"macer train: held-out images").digest()
+_SEEDS = EvaluationSeed.named("macer train: held-out images")
 
 
 def certified_curve(
@@ -52,7 +52,7 @@ def certified_curve(
         ),
     )
     try:
-        classifier = SmoothedClassifier(config, voter=voter, secret=_SECRET)
+        classifier = SmoothedClassifier(config, voter=voter, issuer=_SEEDS)
         rows = []
         for idx in indices:
             rows.append(certified_row(classifier, images, idx, PLAN))

@@ -44,7 +44,6 @@ def command(
 
     The log's settings are in a file beside it, LOG.json. An interrupted log is continued by the same command.
     """
-    import hashlib
 
     from tqdm import tqdm
 
@@ -54,6 +53,7 @@ def command(
     from macer_serve.evaluation.certify import certify_dataset, image_indices
     from macer_serve.evaluation.classes import require_same_classes
     from macer_serve.evaluation.logs import LogWriter, Row
+    from macer_serve.issuing import EvaluationSeed
     from macer_serve.smoothed import SmoothedClassifier
 
     plan = plan_of(options)
@@ -63,7 +63,7 @@ def command(
     classifier = SmoothedClassifier.load(
         checkpoint,
         noise=noise,  # type: ignore[arg-type]  # click has checked the choice
-        secret=hashlib.sha256(b"macer certify\0" + seed.encode()).digest(),
+        issuer=EvaluationSeed.named(seed),
         options=voter_options_of(options),
     )
     config, voter = classifier.config, classifier.voter

@@ -110,12 +110,13 @@ def _check(out: Path, folder: Path, config: CheckpointConfig) -> None:
     from tqdm import tqdm
 
     from macer_serve.evaluation.sanity import labelled_images, noisy_accuracy
+    from macer_serve.issuing import EvaluationSeed
     from macer_serve.smoothed import SmoothedClassifier
     from macer_serve.voters import VoterOptions
 
     images = labelled_images(folder, config.classes, 500)
     classifier = SmoothedClassifier.load(
-        out, secret=b"macer import: the noise of checks", options=VoterOptions(compile=False)
+        out, issuer=EvaluationSeed.named("macer import"), options=VoterOptions(compile=False)
     )
     with tqdm(total=len(images), unit="image", file=sys.stderr, leave=False) as bar:
         found = noisy_accuracy(classifier, images, progress=bar.update)

@@ -25,10 +25,10 @@ from macer_serve.cli.voter_options import voter_options, voter_options_of
 )
 @click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
 @click.option(
-    "--secret-file",
+    "--key",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     default=None,
-    help="Secret for seeds and mac; with a server's secret the answer is the server's.  [default: a fresh one]",
+    help="Private key file (macer key new): signs the certificate and determines its noise.  [default: random noise]",
 )
 @voter_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole certificate.")
@@ -37,7 +37,7 @@ def command(
     checkpoint: str,
     mode: str,
     noise: str,
-    secret_file: Path | None,
+    key: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -48,6 +48,7 @@ def command(
 
     from macer_serve.images import DEFAULT_LIMITS
     from macer_serve.inputs import pixels_of
+    from macer_serve.issuing import Issuer
     from macer_serve.smoothed import SmoothedClassifier
     from macer_serve.smoothing.certification import Certification
 
@@ -56,7 +57,7 @@ def command(
     classifier = SmoothedClassifier.load(
         checkpoint,
         noise=noise,  # type: ignore[arg-type]  # click has checked the choice
-        secret=secret_file.read_bytes().strip() if secret_file else None,
+        issuer=Issuer.load(key) if key else None,
         options=voter_options_of(options),
     )
     with tqdm(total=plan.selection + plan.n, unit="vote", file=sys.stderr, leave=False) as bar:
@@ -70,7 +71,8 @@ def command(
 
         certificate = classifier.certify(pixels, plan, progress=progress)
     if as_json:
-        click.echo(json.dumps(certificate.to_json(), indent=2, ensure_ascii=False))
+        record = {"certificate": certificate.to_json(), "certificate_jws": classifier.signed(certificate)}
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
     elif certificate.abstained:
         click.echo(f"abstained: {certificate.reason}")
     elif mode == "predict":

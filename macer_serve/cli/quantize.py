@@ -32,6 +32,7 @@ def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool
     from macer_serve.evaluation.certify import spread_indices
     from macer_serve.evaluation.classes import require_same_classes
     from macer_serve.evaluation.noisy import noisy_copies
+    from macer_serve.issuing import EvaluationSeed
     from macer_serve.smoothed import SmoothedClassifier
 
     config = load_config(checkpoint)
@@ -44,7 +45,7 @@ def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool
     # As if it had no int8 file yet, so that quantising again draws the same noise.
     files = {file: digest for file, digest in config.files.items() if file != INT8}
     first = replace(config, files=files, quantization={})
-    classifier = SmoothedClassifier(first, secret=b"macer quantize: the noise of calibrations")
+    classifier = SmoothedClassifier(first, issuer=EvaluationSeed.named("macer quantize"))
     sizes = {"calibration": calibration_size(config.input_shape), "held out": held_out}
     copies = []
     for (what, size), images in zip(sizes.items(), (train, test), strict=True):

@@ -3,98 +3,193 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from macer_serve.checkpoint import CheckpointConfig
+    from macer_serve.issuing import KeySet
+    from macer_serve.smoothing.noise import NoiseKind
+    from macer_serve.verification import Document, Verification
     from macer_serve.voters import Voter
+
+# Exit codes by verdict. The README and `docs/guarantee.md` say what each verdict means.
+EXIT_CODES = {
+    "proved": 0,
+    "altered": 10,
+    "about another image or checkpoint": 11,
+    "contradicted": 12,
+    "issued under another key": 13,
+    "not readable": 14,
+    "policy not fixed beforehand": 15,
+    "consistent": 20,
+    "another engine": 21,
+    "signed, evidence withheld": 22,
+    "not authenticated": 23,
+}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @click.command("verify")
-@click.argument("certificate", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--checkpoint", default="bundled:cifar10", show_default=True, help="A folder, or bundled:NAME.")
+@click.argument("certificate", type=click.Path(path_type=Path, exists=True))
+@click.argument("image", type=click.Path(path_type=Path))
 @click.option(
-    "--secret-file",
+    "--key",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     default=None,
-    help="The issuer's secret: checks the mac, and counts the record's votes again.",
+    help="The issuer's public keys, as the server's /.well-known/jwks.json gives them. Get them from a trusted source.",
 )
-@click.option(
-    "--votes",
-    type=click.IntRange(0, 10**7),
-    default=10_000,
-    show_default=True,
-    help="Fresh votes, where the record's own cannot be counted again; 0: none.",
-)
+@click.option("--checkpoint", default="bundled:cifar10", show_default=True, help="A folder, or bundled:NAME.")
+@click.option("--recount/--no-recount", default=True, show_default=True, help="Count the votes again.")
 @click.option("--device", default=None, help="cpu or cuda.  [default: that of the record's engine, if it is here]")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--verbose", is_flag=True, help="Print every finding.")
+@click.option("--json", "as_json", is_flag=True, help="Print verdict and findings as JSON.")
 def command(
     certificate: Path,
     image: Path,
+    key: Path | None,
     checkpoint: str,
-    secret_file: Path | None,
-    votes: int,
+    recount: bool,
     device: str | None,
+    verbose: bool,
     as_json: bool,
 ) -> None:
-    """Check a CERTIFICATE (a JSON record, or the answer of POST /predict with one in it) about an IMAGE.
+    """Check a CERTIFICATE about an IMAGE: the answer of POST /predict, the certificate in it, or its signed form.
 
-    Everything that follows from the record is computed again, and compared with the image and the checkpoint. With
-    the issuer's secret, its mac and its votes are checked, too. Without it, fresh votes are drawn: they contradict a
-    record whose claim is clearly too high, and a true claim with probability at most 0.001.
+    The signature is checked, everything that follows from the record is computed again, the noise seed is checked
+    against image, model and policy, and the votes are counted again on the very same noisy copies. Nothing of this
+    takes a secret.
+
+    If CERTIFICATE is a folder, IMAGE is a folder, too. Each NAME.json in the one is about the image of that name in the
+    other. The exit code is that of the gravest verdict.
 
     \b
     Exit codes:
-      0   everything that was checked holds
-      10  inconsistent or forged: fields that do not follow, a wrong mac, or other votes
-      11  about another image or checkpoint
-      12  contradicted by fresh votes
-      2   not a certificate, or a parameter out of range; 3 checkpoint, 7 voter, 8 image cannot be used
+      0   proved
+      10  altered                            20  consistent
+      11  about another image or checkpoint  21  another engine
+      12  contradicted                       22  signed, evidence withheld
+      13  issued under another key           23  not authenticated
+      14  not readable
+      15  policy not fixed beforehand
+      2   a parameter is out of range; 3 checkpoint, 7 voter, 8 image, 9 key cannot be used
     """
     import json
 
-    from tqdm import tqdm
-
     from macer_serve.checkpoint import load_config
-    from macer_serve.smoothed import SmoothedClassifier
-    from macer_serve.smoothing.noise import NoiseKind
-    from macer_serve.verification import read_certificate, verify
-    from macer_serve.verification.engines import options_like
-    from macer_serve.verification.reading import MAX_BYTES
+    from macer_serve.issuing.issuer import public_keys
+    from macer_serve.issuing.key_files import read
 
-    with certificate.open("rb") as file:  # of a file of gigabytes, no more than it takes to refuse it
-        record, answer = read_certificate(file.read(MAX_BYTES + 1))
+    keys = public_keys(read(key)) if key is not None else None
+    auditor = _Auditor(checkpoint, load_config(checkpoint), keys, device, recount)
+    if not certificate.is_dir():
+        report, verdict = auditor.verdict(certificate, image)
+        click.echo(json.dumps(report, indent=2) if as_json else _in_words(report, verbose))
+        sys.exit(EXIT_CODES[verdict])
+    verdicts = []
+    for file, about in _pairs(certificate, image):
+        report, verdict = auditor.verdict(file, about)
+        verdicts.append(verdict)
+        if as_json:
+            click.echo(json.dumps({"certificate": str(file), "image": str(about), **report}))
+        else:
+            click.echo(f"{verdict:<34} {file}")
+    if not as_json:
+        counts = {verdict: verdicts.count(verdict) for verdict in EXIT_CODES if verdict in verdicts}
+        click.echo(", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    sys.exit(max((EXIT_CODES[verdict] for verdict in verdicts), key=_gravity))
 
-    def voter(noise: NoiseKind) -> Voter:
-        classifier = SmoothedClassifier.load(checkpoint, noise=noise, options=options_like(record.engine, device))
-        assert classifier.voter is not None
-        return classifier.voter
 
-    with tqdm(unit="vote", file=sys.stderr, leave=False, delay=0.5) as bar:
+class _Auditor:
+    """What is the same for all certificates of one command: checkpoint, keys, and the voters that were opened."""
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def __init__(
+        self, checkpoint: str, config: CheckpointConfig, keys: KeySet | None, device: str | None, recount: bool
+    ) -> None:
+        self._checkpoint, self._config, self._keys, self._device = checkpoint, config, keys, device
+        self._recount = recount
+        self._voters: dict[tuple[str, Any], Voter] = {}
 
-        report = verify(
-            record,
-            image,
-            load_config(checkpoint),
-            answer=answer,
-            secret=secret_file.read_bytes().strip() if secret_file else None,
-            votes=votes,
-            voter=voter,
-            progress=progress,
-        )
-    if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
-    else:
-        for finding in report.findings:
-            click.echo(f"{finding.outcome:<14} {finding.check}: {finding.words}")
-        if report.error is None:
-            click.echo(report.verdict)
-    if report.error is not None:
-        raise report.error
+    def verdict(self, file: Path, image: Path) -> tuple[dict[str, Any], str]:
+        """Returns the report on one certificate as JSON values, and the verdict's name."""
+        from macer_serve.errors import ParameterError
+        from macer_serve.verification import Verdict, read_document
+        from macer_serve.verification.reading import MAX_BYTES
+
+        try:
+            with file.open("rb") as stream:  # of a file of gigabytes, no more than it takes to refuse it
+                document = read_document(stream.read(MAX_BYTES + 1))
+        except (ParameterError, OSError) as error:
+            unreadable = Verdict.NOT_READABLE
+            words = str(error) if isinstance(error, ParameterError) else f"{file}: {error.strerror or error}"
+            found = [{"check": "document", "outcome": "does not hold", "words": words}]
+            report = {"verdict": unreadable.value, "meaning": unreadable.paragraph}
+            return {**report, "does_not_hold": ["document"], "not_checked": [], "findings": found}, unreadable.value
+        verified = self._verified(document, image)
+        return verified.to_json(), verified.verdict.value
+
+    def _verified(self, document: Document, image: Path) -> Verification:
+        from tqdm import tqdm
+
+        from macer_serve.verification import verify
+
+        with tqdm(unit="vote", file=sys.stderr, leave=False, delay=0.5) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            def voter(noise: NoiseKind) -> Voter:
+                return self._voter(document.certificate.engine, noise)
+
+            return verify(
+                document,
+                image,
+                self._config,
+                keys=self._keys,
+                voter=voter if self._recount else None,
+                progress=progress,
+            )
+
+    def _voter(self, engine: str, noise: NoiseKind) -> Voter:
+        """Returns a voter like the record's engine, if this machine has one; voters are kept for later records."""
+        from macer_serve.smoothed import SmoothedClassifier
+        from macer_serve.verification.engines import options_like
+
+        options = options_like(engine, self._device)
+        if (noise, options) not in self._voters:
+            voter = SmoothedClassifier.load(self._checkpoint, noise=noise, options=options).voter
+            assert voter is not None
+            self._voters[noise, options] = voter
+        return self._voters[noise, options]
+
+
+def _in_words(report: dict[str, Any], verbose: bool) -> str:
+    """Returns verdict, meaning and the findings that the verdict rests on; with `verbose` all findings."""
+    lines = [f"{report['verdict']}", report["meaning"]]
+    for finding in report["findings"]:
+        if verbose or finding["outcome"] != "holds":
+            lines.append(f"{finding['outcome']:<14} {finding['check']}: {finding['words']}")
+    return "\n".join(lines)
+
+
+def _pairs(certificates: Path, images: Path) -> Iterator[tuple[Path, Path]]:
+    """Yields each certificate of a folder with the image of its name. Raises `ParameterError` if there is none."""
+    from macer_serve.errors import ParameterError
+
+    files = sorted(certificates.glob("*.json"))
+    if not files or not images.is_dir():
+        raise ParameterError(f"{certificates}: a folder of NAME.json needs a folder of images, NAME.png and the like")
+    for file in files:
+        found = [path for path in images.iterdir() if path.stem == file.stem and path.suffix.lower() in IMAGE_SUFFIXES]
+        if len(found) != 1:
+            raise ParameterError(f"{file}: {len(found)} images of that name in {images}; there must be one")
+        yield file, found[0]
+
+
+def _gravity(code: int) -> tuple[bool, int]:
+    """Orders exit codes: refutations (10 to 19) come after verdicts that were only not proved."""
+    return 10 <= code < 20, code

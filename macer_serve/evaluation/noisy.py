@@ -10,6 +10,7 @@ import numpy.typing as npt
 from macer_serve.datasets import ImageSet
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.noise import as_pixels
+from macer_serve.smoothing.plan import Plan
 
 
 def noisy_copies(
@@ -19,11 +20,12 @@ def noisy_copies(
     *,
     progress: Callable[[], object] = lambda: None,
 ) -> npt.NDArray[np.float32]:
-    """Returns one noisy copy per image, `[k, C, H, W]`, pixel values; the classifier's secret fixes the noise."""
+    """Returns one noisy copy per image, `[k, C, H, W]`, pixel values; the classifier's seeds fix the noise."""
     copies = []
     for idx in indices:
         pixels, _ = images[idx]
-        asked = classifier.question(pixels)
-        copies.append(classifier.noise.sample(asked.x, asked.seed, "selection", 0, 1)[0])
+        model_input = classifier.model_input(pixels)
+        seed = classifier.seed_proof(model_input, Plan()).seed
+        copies.append(classifier.noise.sample(model_input.x, seed, "selection", 0, 1)[0])
         progress()
     return as_pixels(np.stack(copies), classifier.noise.scale)

@@ -11,6 +11,7 @@ from scipy.stats import binom
 from macer_serve.datasets import read_image
 from macer_serve.errors import DataError
 from macer_serve.smoothed import SmoothedClassifier
+from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import Task
 
@@ -76,8 +77,10 @@ def noisy_accuracy(
     correct, size = 0, g.voter.batch_sizes[-1]
     for at in range(0, len(images), size):
         some = images[at : at + size]
-        asked = [g.question(read_image(path)) for path, _ in some]
-        votes = g.voter.submit([Task(q.x, q.seed, Draw("selection", 0, 1)) for q in asked]).result()
+        inputs = [g.model_input(read_image(path)) for path, _ in some]
+        votes = g.voter.submit(
+            [Task(i.x, g.seed_proof(i, Plan()).seed, Draw("selection", 0, 1)) for i in inputs]
+        ).result()
         for (_, label), vote in zip(some, votes, strict=True):
             correct += int(vote.argmax()) == label
             progress()

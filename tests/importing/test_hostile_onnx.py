@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from brightness import SECRET
+from brightness import SEEDS
 from click.testing import CliRunner
 from importing.foreign_files import SIGMA, model_of
 from importing.unfit_graphs import (
@@ -195,15 +195,15 @@ def test_probabilities_are_taken_said_and_refused_to_the_soft_bound(tmp_path: Pa
     for name in ("Identity", "Softmax"):
         onnx.save(of(name), tmp_path / f"{name}.onnx")
         import_model(tmp_path / f"{name}.onnx", tmp_path / name, facts)
-        g = SmoothedClassifier.load(tmp_path / name, secret=SECRET, options=OPTIONS)
-        question = g.question(np.full((4, 4, 3), 100, np.uint8))
+        g = SmoothedClassifier.load(tmp_path / name, issuer=SEEDS, options=OPTIONS)
+        model_input = g.model_input(np.full((4, 4, 3), 100, np.uint8))
         assert g.voter is not None
         votes += g.voter.submit([Task(x, bytes(16), Draw("estimation", 0, 200))]).result()
         if name == "Softmax":
             with pytest.raises(ParameterError, match="soft bound needs logits"):
-                g.certification(question, Plan(bound="soft"))
+                g.certification(model_input, Plan(bound="soft"))
         else:
-            g.certification(question, Plan(bound="soft"))
+            g.certification(model_input, Plan(bound="soft"))
     assert [load_config(tmp_path / name).outputs for name in ("Identity", "Softmax")] == ["logits", "probabilities"]
     np.testing.assert_array_equal(votes[0], votes[1])
     assert (votes[0] > 0).sum() >= 2
@@ -234,7 +234,7 @@ def test_a_reshape_to_one_image_is_made_one_to_any_batch(sizes: list[int], kept:
     weights = {"w": RANDOM, **({"s": shape} if kept == "initializer" else {})}
     onnx.save(model_of(nodes, weights, inputs=[1, 3, 4, 4], outputs=[1, 5]), tmp_path / "net.onnx")
     import_model(tmp_path / "net.onnx", tmp_path / "out", FACTS)
-    g = SmoothedClassifier.load(tmp_path / "out", secret=SECRET, options=OPTIONS)
+    g = SmoothedClassifier.load(tmp_path / "out", issuer=SEEDS, options=OPTIONS)
     assert g.certify(np.full((4, 4, 3), 128, np.uint8), PLAN).n == 100
 
 
@@ -258,7 +258,7 @@ def test_names_of_ours_in_a_foreign_graph_do_no_harm(tmp_path: Path) -> None:
     certified = []
     for name in ("plain", "ours"):
         import_model(tmp_path / f"{name}.onnx", tmp_path / name, Facts(sigma=SIGMA, classes=5, mean=(1,), std=(0.004,)))
-        g = SmoothedClassifier.load(tmp_path / name, secret=SECRET, options=OPTIONS)
+        g = SmoothedClassifier.load(tmp_path / name, issuer=SEEDS, options=OPTIONS)
         certified.append(g.certify(np.full((4, 4, 3), 128, np.uint8), PLAN).n)
     assert certified == [100, 100]
 

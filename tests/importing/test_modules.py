@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from brightness import SECRET
+from brightness import SEEDS
 from torch import Tensor, nn
 
 from macer_serve.checkpoint import load_checkpoint, load_config, save_checkpoint
@@ -45,7 +45,7 @@ class Unexportable(Own):
 
 
 def certifying(module: nn.Module, **changes: Any) -> SmoothedClassifier:
-    facts = {"sigma": 0.25, "classes": CLASSES, "input_shape": (3, 4, 4), "secret": SECRET, "options": OPTIONS}
+    facts = {"sigma": 0.25, "classes": CLASSES, "input_shape": (3, 4, 4), "issuer": SEEDS, "options": OPTIONS}
     return SmoothedClassifier.from_module(module, **{**facts, **changes})
 
 
@@ -60,7 +60,7 @@ def test_a_module_certifies_and_is_saved_as_what_certificates_name(tmp_path: Pat
     assert saved == g.config
     assert list(saved.files) == ["model.onnx"]
     served = SmoothedClassifier.load(
-        tmp_path / "own", secret=SECRET, options=dataclasses.replace(OPTIONS, engine="onnx")
+        tmp_path / "own", issuer=SEEDS, options=dataclasses.replace(OPTIONS, engine="onnx")
     )
     again = served.certify(IMAGE, PLAN)
     assert (again.model, again.votes) == (certificate.model, certificate.votes)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.serving.schemas import Answer
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
@@ -65,7 +66,7 @@ def assert_problem(answer: httpx.Response, status: int, says: str = "") -> None:
 def in_process(secret: bytes) -> SmoothedClassifier:
     """The same classifier as the server's `quick`, as a library."""
     options = VoterOptions(engine="torch", workers=1, compile=False)
-    return SmoothedClassifier.load("bundled:cifar10", secret=secret, options=options)
+    return SmoothedClassifier.load("bundled:cifar10", issuer=EvaluationSeed(secret), options=options)
 
 
 def test_an_answer_has_the_documented_fields(client: httpx.Client, images: list[bytes], secret: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.plan import Plan
@@ -136,7 +137,7 @@ def test_predict_answers_the_class_alone(client: httpx.Client, images: list[byte
 def test_the_server_and_the_library_agree_on_every_plan(
     client: httpx.Client, images: list[bytes], secret: bytes
 ) -> None:
-    library = SmoothedClassifier.load("bundled:cifar10", secret=secret)
+    library = SmoothedClassifier.load("bundled:cifar10", issuer=EvaluationSeed(secret))
     for parameters in ({"radius": 0.2}, {"tolerance": 0.1}):
         plan = Plan(n=100_000, **parameters)
         served = certify(client, images[3], **parameters, n=100_000)["certificate"]

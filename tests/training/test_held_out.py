@@ -73,7 +73,7 @@ def certified(model: nn.Sequential, config: CheckpointConfig, data: Path, indice
     in_training = replace(config, files={"model.safetensors": "sha256:" + "0" * 64}, metrics={})
     how: dict[str, Any] = {"device": "cpu", "precision": "fp32", "compile": False}
     with voter_of(model, input_shape=config.input_shape, sigma=SIGMA, **how) as voter:
-        classifier = SmoothedClassifier(in_training, voter=voter, secret=held_out._SECRET)
+        classifier = SmoothedClassifier(in_training, voter=voter, issuer=held_out._SEEDS)
         return [certified_row(classifier, images, idx, held_out.PLAN) for idx in indices]
 
 

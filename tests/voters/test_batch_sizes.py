@@ -134,8 +134,8 @@ def test_an_early_decision_computes_little_more_than_it_uses() -> None:
             std=(1.0,) * 3, sigma=0.25, resize=4, files={"model.safetensors": "sha256:" + 64 * "0"},
         )  # fmt: skip
         g = SmoothedClassifier(config, voter=made)
-        question = g.question(np.zeros((4, 4, 3), np.uint8))
-        run = g.certification(question, Plan(radius=0.1))
-        drive(run, question.x, question.seed, made)
+        model_input, plan = g.model_input(np.zeros((4, 4, 3), np.uint8)), Plan(radius=0.1)
+        run = g.certification(model_input, plan)
+        drive(run, model_input.x, g.seed_proof(model_input, plan).seed, made)
         assert run.claim().stopped == "radius"
         assert run.handed_out - run.claim().n - 100 <= 4 * 64

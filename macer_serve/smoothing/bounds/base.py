@@ -58,7 +58,7 @@ class Bound(ABC):
             if self.soft:  # one class at the highest level, the other class at the lowest
                 votes = np.zeros((2, SOFT_LEVELS), dtype=np.int64)
                 votes[0, -1] = votes[1, 0] = n
-            budget = Budget(n, self.alpha_split(alpha, fixed=fixed))
+            budget = Budget(n, {name: share * alpha for name, share in self.alpha_fractions(fixed=fixed).items()})
             return self.prove(budget, votes, 0, sigma=1.0, tau=0.0).class_id == 0
 
         return smallest(certifies)
