@@ -14,6 +14,7 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 
 from macer_serve.checkpoint import CheckpointConfig
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.plan import Plan
@@ -104,7 +105,7 @@ class Problem:
             precision="fp32",
             compile=False,
         ) as voter:
-            yield SmoothedClassifier(config, voter=voter, secret=bytes(range(32)))
+            yield SmoothedClassifier(config, voter=voter, issuer=EvaluationSeed(bytes(range(32))))
 
 
 COLOUR = Problem.of((4, 4, 3))

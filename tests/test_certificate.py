@@ -149,7 +149,7 @@ def test_a_capped_run_is_certified_nothing(g: SmoothedClassifier) -> None:
     assert (c.n, c.radius, c.upload_radius, c.stopped, c.votes) == (500, 0.0, 0.0, "cap", (0, 0, 500))
 
 
-# --- the record and its signature ------------------------------------------------------------------------------------------
+# --- the record and its signature ------------------------------------------------------------------------------------
 
 
 def test_json_and_back(certified: Certificate, abstained: Certificate) -> None:
@@ -303,10 +303,8 @@ def test_a_short_evaluation_seed_is_refused(seed: bytes) -> None:
 
 def test_requests_of_one_policy_read_the_same_votes(g: SmoothedClassifier) -> None:
     """No radius, tolerance, cap or alpha buys a redraw: the votes of the shorter run are the first of the longer."""
-    runs = [
-        g.certify(image(133), Plan(n0=50, n=5000, **k))
-        for k in ({"tolerance": 0.3}, {"tolerance": 0.01}, {"radius": 0.2})
-    ]
+    requests: list[dict[str, Any]] = [{"tolerance": 0.3}, {"tolerance": 0.01}, {"radius": 0.2}]
+    runs = [g.certify(image(133), Plan(n0=50, n=5000, **request)) for request in requests]
     assert len({c.n for c in runs}) == 3
     model_input = g.model_input(image(133))
     proof = g.seed_proof(model_input, Plan(n0=50, n=5000, tolerance=0.1))

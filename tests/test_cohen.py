@@ -16,6 +16,7 @@ from macer_serve.checkpoint import load_model
 from macer_serve.datasets import ImageSet, dataset_info
 from macer_serve.evaluation.certify import certify_dataset
 from macer_serve.evaluation.logs import LogWriter, read_log
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import ModelInput, SmoothedClassifier
 from macer_serve.smoothing.noise import NoiseKind
 from macer_serve.smoothing.plan import Plan
@@ -48,7 +49,7 @@ def test_a_fixed_log_is_cohens(noise: NoiseKind, tmp_path: Path) -> None:
     g = SmoothedClassifier.load(
         "bundled:cifar10",
         noise=noise,
-        secret=bytes(32),
+        issuer=EvaluationSeed(bytes(32)),
         options=VoterOptions(precision="fp32", workers=1, compile=False),
     )
     images = ImageSet(dataset_info("cifar10"), pixels, g.config.classes)  # type: ignore[arg-type]

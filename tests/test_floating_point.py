@@ -16,6 +16,7 @@ from cases import voter_of
 from torch import Tensor, nn
 
 from macer_serve.checkpoint import CheckpointConfig
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.noise import NoiseKind
@@ -62,7 +63,7 @@ def classifier(noise: NoiseKind) -> Iterator[SmoothedClassifier]:
         precision="fp32",
         compile=False,
     ) as voter:
-        yield SmoothedClassifier(CONFIG, voter=voter, noise=noise, secret=bytes(32))
+        yield SmoothedClassifier(CONFIG, voter=voter, noise=noise, issuer=EvaluationSeed(bytes(32)))
 
 
 @pytest.fixture(scope="module")

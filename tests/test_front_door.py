@@ -20,6 +20,7 @@ import macer_serve
 from macer_serve import Plan, SmoothedClassifier, VoterOptions
 from macer_serve.errors import EngineError, MacerError, ParameterError, TooLargeError, UndecodableError, UploadError
 from macer_serve.images import UploadLimits
+from macer_serve.issuing import EvaluationSeed
 
 SHIP = Path(__file__).parent / "images" / "0001-ship.png"
 CAT = Path(__file__).parent / "images" / "0000-cat.png"
@@ -29,7 +30,7 @@ PLAN = Plan(n0=20, n=100, alpha=0.01)
 @pytest.fixture(scope="module")
 def g() -> Iterator[SmoothedClassifier]:
     options = VoterOptions(engine="torch", device="cpu", batch=64, workers=1, precision="fp32", compile=False)
-    classifier = SmoothedClassifier.load("bundled:cifar10", secret=bytes(32), options=options)
+    classifier = SmoothedClassifier.load("bundled:cifar10", issuer=EvaluationSeed(bytes(32)), options=options)
     yield classifier
     classifier.voter.close()  # type: ignore[union-attr]
 

@@ -22,6 +22,7 @@ from macer_serve.cli import main
 from macer_serve.datasets import load_dataset
 from macer_serve.errors import ParameterError
 from macer_serve.images import UploadLimits
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.serving.settings import LimitSettings
 from macer_serve.serving.uploads import read_image
 
@@ -44,7 +45,7 @@ def g() -> Iterator[SmoothedClassifier]:
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
     options = VoterOptions(engine="torch", device="cpu", batch=64, workers=1, precision="fp32", compile=False)
     classifier = SmoothedClassifier.from_module(
-        module, sigma=0.25, classes=2, input_shape=(3, 32, 32), secret=bytes(32), options=options
+        module, sigma=0.25, classes=2, input_shape=(3, 32, 32), issuer=EvaluationSeed(bytes(32)), options=options
     )
     yield classifier
     classifier.voter.close()  # type: ignore[union-attr]
@@ -115,7 +116,9 @@ def test_the_command_has_the_input_of_the_bytes(
 def test_the_server_has_the_input_of_the_bytes(digests: dict[Path, str]) -> None:
     allowed = LimitSettings()
     limits = UploadLimits(allowed.bytes, allowed.pixels)
-    served = SmoothedClassifier.without_voter("bundled:cifar10", noise="exact", secret=bytes(32), limits=limits)
+    served = SmoothedClassifier.without_voter(
+        "bundled:cifar10", noise="exact", issuer=EvaluationSeed(bytes(32)), limits=limits
+    )
     for path, digest in digests.items():
         assert served.model_input(asyncio.run(_uploaded(path.read_bytes()))).digest == digest, path
 

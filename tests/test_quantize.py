@@ -25,6 +25,7 @@ from macer_serve.checkpoint import INT8, WEIGHTS, CheckpointConfig, load_checkpo
 from macer_serve.checkpoint.quantize import calibration_size, disagreement, quantize_graph
 from macer_serve.cli import main
 from macer_serve.errors import CheckpointError, EngineError
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.plan import Plan
@@ -226,7 +227,7 @@ def test_int8_certificates_are_sound(
     options: Any = VoterOptions(engine=engine, device="cpu", precision="int8", batch=250, workers=1)
     with open_voter(classifier, sigma=SIGMA, options=options) as voter:
         assert voter.engine.startswith(f"{engine}-cpu-int8-")
-        g = SmoothedClassifier(config, voter=voter, secret=bytes(range(32)))
+        g = SmoothedClassifier(config, voter=voter, issuer=EvaluationSeed(bytes(range(32))))
         false = certify_all(g, t, plan, radii, runs)
     assert (float(binom.sf(false - 1, runs, alpha)) < 1e-6) == broken, false
 

@@ -27,6 +27,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from macer_serve.checkpoint import CheckpointConfig
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing import mixture
 from macer_serve.smoothing.binomial import clopper_pearson_lower
@@ -120,7 +121,9 @@ def case(network: nn.Module, problem: Problem, engine: str, classes: int, below:
         nn.Sequential(nn.Identity(), network), input_shape=(3, 4, 4), sigma=SIGMA,
         engine=engine, batch=600, workers=1, precision="fp32", compile=False,
     ) as voter:  # fmt: skip
-        yield Case(SmoothedClassifier(config, voter=voter, secret=bytes(range(32))), problem, below, above)
+        yield Case(
+            SmoothedClassifier(config, voter=voter, issuer=EvaluationSeed(bytes(range(32)))), problem, below, above
+        )
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.fit import FRACTION_BITS, Fit, fit_for, upload_radius
 from macer_serve.images import decode
+from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.plan import Plan
@@ -300,7 +301,7 @@ def voted(request: pytest.FixtureRequest) -> Iterator[Voted]:
     options = {"device": "cpu", "batch": 450, "workers": 1, "precision": "fp32", "compile": False}
     with voter_of(network, input_shape=config.input_shape, sigma=SIGMA, **options) as voter:
         line = Line(fit, weights / np.linalg.norm(weights), float((t - 0.5) / 255 / np.linalg.norm(weights)))
-        yield Voted(line, SmoothedClassifier(config, voter=voter, secret=bytes(range(32))))
+        yield Voted(line, SmoothedClassifier(config, voter=voter, issuer=EvaluationSeed(bytes(range(32)))))
 
 
 def false_certificates(voted: Voted, runs: int) -> int:

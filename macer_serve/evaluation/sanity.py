@@ -78,9 +78,9 @@ def noisy_accuracy(
     for at in range(0, len(images), size):
         some = images[at : at + size]
         inputs = [g.model_input(read_image(path)) for path, _ in some]
-        votes = g.voter.submit(
-            [Task(i.x, g.seed_proof(i, Plan()).seed, Draw("selection", 0, 1)) for i in inputs]
-        ).result()
+        seeds = [g.seed_proof(model_input, Plan()).seed for model_input in inputs]
+        tasks = [Task(i.x, seed, Draw("selection", 0, 1)) for i, seed in zip(inputs, seeds, strict=True)]
+        votes = g.voter.submit(tasks).result()
         for (_, label), vote in zip(some, votes, strict=True):
             correct += int(vote.argmax()) == label
             progress()

@@ -11,6 +11,7 @@ against the input, the model and the policy. Then the votes are counted again on
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from macer_serve.checkpoint import CheckpointConfig
@@ -58,17 +59,19 @@ def verify(
     c = document.certificate
     same_model = c.model.get("digest") == config.digest
     key, found = _signature(document, keys)
-    signed = key is not None
-    about_record, basis = examine_record(
+    found += _around(document, config if same_model else None)
+    record, basis = examine_record(
         c, config.classes if same_model else None, "its labels are not known: the checkpoint is another"
     )
-    found += about_record + _around(document, config if same_model else None)
     kind = kind_of(c.noise)
     classifier = SmoothedClassifier(config, noise=kind or "exact", limits=_LIMITS)
     model_input = classifier.model_input(image)
-    found += _model(c, config, basis) + _input(c, model_input, same_model)
+    record += _model(c, config, basis) + _input(c, model_input, same_model)
     if same_model and kind and c.input.get("digest") == model_input.digest:
-        found += _tau(c, classifier.noise.tau(model_input.x))
+        record += _tau(c, classifier.noise.tau(model_input.x))
+    if key is not None:  # the issuer wrote what does not follow
+        record = [replace(f, means=Verdict.CONTRADICTED) if f.means is Verdict.ALTERED else f for f in record]
+    found += record
     seed, about_seed = _seed(c, basis, key)
     found += about_seed
     blamed = [f.check for f in found if f.outcome == "does not hold"]
@@ -80,7 +83,7 @@ def verify(
         found.append(unchecked(RECOUNT, "the votes were not to be counted again"))
     else:
         found.append(recounted(c, basis, model_input, seed, voter(kind), progress))
-    return Verification(tuple(found), signed)
+    return Verification(tuple(found))
 
 
 def _signature(document: Document, keys: KeySet | None) -> tuple[IssuerKey | None, list[Finding]]:

@@ -23,10 +23,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """All findings about one certificate. `signed` says whether the signature holds."""
+    """All findings about one certificate."""
 
     findings: tuple[Finding, ...]
-    signed: bool = False
 
     @property
     def failed(self) -> tuple[Finding, ...]:
@@ -42,8 +41,6 @@ class Verification:
     def verdict(self) -> Verdict:
         """The gravest verdict of what does not hold; if everything holds, of what was not checked."""
         failed = gravest([f.means for f in self.failed])
-        if failed is Verdict.ALTERED and self.signed:  # the issuer wrote what does not follow
-            return Verdict.CONTRADICTED
         return gravest([f.means for f in self.not_checked]) if failed is Verdict.PROVED else failed
 
     @property

@@ -6,15 +6,14 @@ import copy
 import json
 from typing import Any
 
-from brightness import config
+from brightness import config, issuer
 
+from macer_serve.issuing import Issuer, KeySet
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.plan import Plan
-from macer_serve.verification import Verification, read_certificate, verify
+from macer_serve.verification import Document, Verification, read_document, verify
 from macer_serve.voters import Voter
 
-SEED = bytes(16)
-OTHER = bytes(range(1, 33))  # a secret that is not the issuer's
 FIXED = Plan(n0=50, n=2000)
 SOFT: dict[str, Any] = {"bound": "soft", "beta": 0.05}
 
@@ -26,12 +25,29 @@ class Made(dict[str, tuple[Any, Certificate]]):
         return "Made"
 
 
-def check(c: Certificate | dict[str, Any], pixels: Any, voters: dict[str, Voter] | None = None, **more: Any) -> Any:
-    """The report on a record that has gone through JSON."""
+def document_of(
+    record: dict[str, Any], *, by: Issuer | None = None, sign: bool = True, beside: dict[str, Any] | None = None
+) -> Document:
+    """Returns a record as a document that went through JSON, signed by an issuer, who may lie, or by nobody.
+
+    `beside` is the unsigned copy, the record itself by default.
+    """
+    jws = (by or issuer()).sign(json.dumps(record).encode()) if sign else None
+    return read_document(json.dumps({"certificate": beside or record, "certificate_jws": jws}).encode())
+
+
+def check(
+    c: Certificate | dict[str, Any],
+    pixels: Any,
+    voters: dict[str, Voter] | None = None,
+    *,
+    keys: KeySet | None = None,
+    **document: Any,
+) -> Verification:
+    """Returns the report on a record, as an auditor with the issuer's public keys gets it."""
     record = c if isinstance(c, dict) else c.to_json()
-    certificate, answer = read_certificate(json.dumps(record).encode())
     make = None if voters is None else voters.__getitem__
-    return verify(certificate, pixels, config(), answer=answer, voter=make, **{"seed": SEED, **more})
+    return verify(document_of(record, **document), pixels, config(), keys=keys or issuer().keys, voter=make)
 
 
 def lines(report: Verification) -> dict[str, str]:

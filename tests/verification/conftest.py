@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brightness import SECRET, brightness, config, image
+from brightness import brightness, config, image, issuer
 from checking import FIXED, SOFT, Made
 
 from macer_serve.smoothed import SmoothedClassifier
@@ -19,25 +19,25 @@ from macer_serve.voters import Task, Voter, drive
 
 
 def capped(g: SmoothedClassifier, pixels: Any, plan: Plan, cap: int) -> Certificate:
-    question = g.question(pixels)
-    run = g.certification(question, plan, cap=cap)
+    model_input = g.model_input(pixels)
+    run, proof = g.certification(model_input, plan, cap=cap), g.seed_proof(model_input, plan)
     assert g.voter is not None
-    drive(run, question.x, question.seed, g.voter)
-    return g.certificate(question, run, g.voter.engine)
+    drive(run, model_input.x, proof.seed, g.voter)
+    return g.certificate(model_input, run, proof, g.voter.engine)
 
 
 def interrupted(g: SmoothedClassifier, pixels: Any, plan: Plan, draws: int, *, deadline: bool = True) -> Certificate:
     """What is proved after so many draws of at most 300 copies."""
-    question = g.question(pixels)
-    run = g.certification(question, plan)
+    model_input = g.model_input(pixels)
+    run, proof = g.certification(model_input, plan), g.seed_proof(model_input, plan)
     assert g.voter is not None
     for _ in range(draws):
         draw = run.wants(300)
         assert isinstance(draw, Draw)
-        run.add(draw, g.voter.submit([Task(question.x, question.seed, draw)]).result()[0])
+        run.add(draw, g.voter.submit([Task(model_input.x, proof.seed, draw)]).result()[0])
     if deadline:
         run.stop("deadline")
-    return g.certificate(question, run, g.voter.engine)
+    return g.certificate(model_input, run, proof, g.voter.engine)
 
 
 PLANS: dict[str, tuple[int, Plan]] = {
@@ -70,7 +70,7 @@ def voters() -> Iterator[dict[str, Voter]]:
 
 @pytest.fixture(scope="session")
 def g(voters: dict[str, Voter]) -> SmoothedClassifier:
-    return SmoothedClassifier(config(), voter=voters["exact"], secret=SECRET)
+    return SmoothedClassifier(config(), voter=voters["exact"], issuer=issuer())
 
 
 @pytest.fixture(scope="session")

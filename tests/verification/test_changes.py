@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from brightness import SECRET
-from checking import Made, at, changed, check, failed
+from brightness import config, issuer
+from checking import Made, at, changed, check, document_of, failed
 
-from macer_serve.errors import InconsistentError, ParameterError, VerificationError
+from macer_serve.errors import ParameterError
+from macer_serve.verification import Verdict, verify
 
 
 def nearby(value: Any) -> list[Any]:
@@ -36,16 +37,18 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 # Where a changed field is found out, if not under its own name.
 NAMED = {"n": "votes"}
-# Another plan may prove the same by the same votes, or be about other soft votes: a mac or votes must tell.
-SILENT = {("plan", name) for name in ("n", "radius", "tolerance", "beta")}
+# A request may choose these, and another choice may prove the same by the same votes: the signature must tell.
+SILENT = {("plan", name) for name in ("radius", "tolerance")} | {("model", "name")}
+# Another policy changes its digest.
+POLICY = {("plan", name) for name in ("n", "beta")}
 
 
 @pytest.mark.parametrize("kind", ["fixed", "abstained", "predict", "tolerance", "two-sided radius", "soft", "resized"])
 def test_each_changed_field_is_named(kind: str, honest: Made) -> None:
-    """Without the secret and without votes; the engine's name and the mac alone need more."""
+    """By an issuer who signs the changed record. The engine's name alone needs the recount."""
     pixels, c = honest[kind]
     record = c.to_json()
-    paths = [p for p in leaves(record) if p[0] not in ("engine", "mac", "version")]
+    paths = [p for p in leaves(record) if p[0] not in ("engine", "version")]
     if kind == "soft":  # hundreds of levels
         paths = [p for p in paths if "votes" not in p[0]] + [p for p in paths if "votes" in p[0]][:9]
     looked = set()
@@ -59,13 +62,13 @@ def test_each_changed_field_is_named(kind: str, honest: Made) -> None:
                 continue
             top = path[0]
             level = kind == "soft" and "votes" in top and path[-1] == 0  # of a class that no bound rests on
-            if report.error is None and (path in SILENT or level):
-                assert failed(check(changed(record, path, value), pixels, secret=SECRET)) == {"mac"}
+            if not report.verdict.refutes and (path in SILENT or level):
+                beside = document_of(record, beside=changed(record, path, value))
+                assert verify(beside, pixels, config(), keys=issuer().keys).verdict.refutes
                 continue
-            assert isinstance(report.error, VerificationError), (path, value)
+            assert report.verdict.refutes, (path, value)
             named = any(NAMED.get(top, top) in name for name in failed(report))
-            # Another plan may have stopped elsewhere.
-            assert named or (path in SILENT and "stopped" in failed(report)), (path, value, report.failed)
+            assert named or (path in POLICY and "policy" in failed(report)), (path, value, report.failed)
             if top == "radius":  # and no other: what follows from it is compared with what it should be
                 assert failed(report) == {"radius"}
             looked.add(top)
@@ -78,43 +81,39 @@ def test_votes_moved_between_classes_no_longer_prove_the_bound(honest: Made) -> 
     votes[2], votes[0] = votes[2] + 20, votes[0] - 20
     report = check({**c.to_json(), "votes": votes}, pixels)
     assert failed(report) == {"p_lower", "p_upper", "radius", "upload_radius", "statement"}
-    assert isinstance(report.error, InconsistentError)
+    assert report.verdict is Verdict.CONTRADICTED
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "named"),
     [
         ("radius", {"stopped": "tolerance"}, "stopped"),
-        ("radius", {"stopped": "futility"}, "mac"),  # when a run stopped is no part of its guarantee
-        ("radius", {"stopped": None}, "mac"),
         ("radius", {"stopped": "n"}, "stopped"),
         ("fixed", {"stopped": "cap"}, "stopped"),
         ("fixed", {"stopped": "deadline"}, "stopped"),
-        ("tolerance capped", {"stopped": "deadline"}, "mac"),
-        ("tolerance deadline", {"stopped": "tolerance"}, "mac"),
         ("fixed", {"stopped": "tolerance"}, "stopped"),
         ("tolerance", {"stopped": "radius"}, "stopped"),
         ("fixed", {"proof_n": 10, "proof_votes": [0, 10, 0]}, "proof_n, proof_votes"),
-        ("fixed", {"mac": None}, "mac"),
-        ("fixed", {"engine": "torch-cpu-fp32-t1-b300:0000000000000000"}, "mac"),
-        ("tolerance", {"stopped": "cap"}, "mac"),  # lawful, but not what was issued
+        ("fixed", {"key_id": None}, "key_id"),
+        ("fixed", {"seed_proof": None, "key_id": None}, "key_id"),
         ("deadline in the selection", {"n0": 1}, "n0, plan.n0"),
         ("fixed", {"selection_votes": [0, 0]}, "selection_votes"),
         ("fixed", {"selection_votes": [50, 0, 0]}, "class_id"),
+        ("fixed", {"policy": "sha256:" + 64 * "0"}, "policy"),
     ],
 )
 def test_lawful_looking_changes(kind: str, changes: dict[str, Any], named: str, honest: Made) -> None:
     pixels, c = honest[kind]
-    report = check({**c.to_json(), **changes}, pixels, secret=SECRET)
+    report = check({**c.to_json(), **changes}, pixels)
     assert named in failed(report)
-    assert isinstance(report.error, InconsistentError)
+    assert report.verdict.refutes
+    # If the issuer did not sign the change, the signed copy tells.
+    beside = document_of(c.to_json(), beside={**c.to_json(), **changes})
+    report = verify(beside, pixels, config(), keys=issuer().keys)
+    assert {name.partition(",")[0] for name in failed(report)} == set(changes)
 
 
-def test_the_answer_around_a_certificate_must_say_what_it_says(honest: Made) -> None:
-    pixels, c = honest["fixed"]
-    record = c.to_json()
-    answer = {k: record[k] for k in ("label", "class_id", "abstained", "radius", "upload_radius", "reason", "stopped")}
-    answer |= {"certificate": record, "issued_at": "2026-01-01T00:00:00.000+00:00", "timing_ms": {"queue": 0.1}}
-    assert check(answer, pixels).error is None
-    assert failed(check({**answer, "radius": 0.9}, pixels)) == {"answer"}
-    assert failed(check({**answer, "label": "dark"}, pixels)) == {"answer"}
+@pytest.mark.parametrize("stopped", ["cap", "deadline", "futility", None])
+def test_when_a_run_stopped_is_no_part_of_its_guarantee(stopped: str | None, honest: Made) -> None:
+    pixels, c = honest["radius"]
+    assert check({**c.to_json(), "stopped": stopped}, pixels).verdict is Verdict.CONSISTENT

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import numpy as np
 import pytest
-from brightness import config, image
+from brightness import config, image, issuer
+from checking import check
 
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certification import Certification, Done
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, Votes
-from macer_serve.verification import read_certificate, verify
+from macer_serve.verification import Verdict
 
-RUNS = int(os.environ.get("MACER_HONEST_RUNS", "400"))  # 20,000 were run once: results/verification/honest-runs.txt
-CLASSIFIER = SmoothedClassifier(config(), secret=bytes(range(32)))
+RUNS = int(os.environ.get("MACER_HONEST_RUNS", "400"))  # 20,000 were run once: results/honest-runs.txt
+CLASSIFIER = SmoothedClassifier(config(), issuer=issuer())
 IMAGE = image(130)
-INPUT = CLASSIFIER.question(IMAGE)
+INPUT = CLASSIFIER.model_input(IMAGE)
 
 
 def random_plan(dice: np.random.Generator) -> Plan:
@@ -64,7 +64,7 @@ def test_honest_records_are_never_refused(part: int) -> None:
     dice = np.random.default_rng(part)
     for _ in range(RUNS // 4):
         run = honest_run(dice)
-        record = json.dumps(CLASSIFIER.certificate(INPUT, run, "torch-cpu-fp32-b256:0123456789abcdef").to_json())
-        certificate, answer = read_certificate(record.encode())
-        report = verify(certificate, IMAGE, config(), answer=answer)
-        assert report.error is None, (run.plan, report.failed, record)
+        proof = CLASSIFIER.seed_proof(INPUT, run.plan)
+        c = CLASSIFIER.certificate(INPUT, run, proof, "torch-cpu-fp32-b256:0123456789abcdef")
+        report = check(c, IMAGE)
+        assert report.verdict is Verdict.CONSISTENT, (run.plan, report.reasons)
