@@ -79,8 +79,8 @@ _COMMAND = re.compile(rf"(?:^|[ &|;])(?:{'|'.join(map(re.escape, _PROGRAMS))})(?
 @cache
 def files() -> frozenset[str]:
     """Returns the paths of the project's files and folders below the root."""
-    folders = [path for path in ROOT.iterdir() if path.is_dir() and (path / "..").exists() and path.name in _FOLDERS]
-    inside = [path for folder in folders for path in [folder, *folder.rglob("*")] if "__pycache__" not in path.parts]
+    inside = [path for name in _FOLDERS for path in [ROOT / name, *(ROOT / name).rglob("*")]]
+    inside = [path for path in inside if "__pycache__" not in path.parts]
     return frozenset(path.relative_to(ROOT).as_posix() for path in [*inside, *ROOT.glob("*.*")])
 
 
