@@ -17,7 +17,7 @@ from torch import nn
 
 from macer_serve.architectures import base_classifier
 from macer_serve.checkpoint import CheckpointConfig, load_config, load_model, resolve, save_checkpoint
-from macer_serve.errors import CheckpointError, EngineError
+from macer_serve.errors import CheckpointError, EngineError, OutputError
 from macer_serve.images import UploadLimits
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
@@ -144,7 +144,7 @@ def test_a_checkpoint_is_replaced_whole(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         save_checkpoint(model, dataclasses.replace(first, name="third"), folder)
     monkeypatch.undo()
     assert load_model(folder)[0] == second  # the one before is still there
@@ -160,7 +160,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "write_text", failing)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         save_checkpoint(model, dataclasses.replace(first, name="second"), folder)
     monkeypatch.undo()
     assert load_model(folder)[0] == first
