@@ -143,6 +143,43 @@ def test_a_folder_of_something_else_is_never_overwritten(tmp_path: Path) -> None
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_a_checkpoint_behind_a_symbolic_link_is_replaced_there_and_the_link_stays(
+    saved: tuple[Path, nn.Sequential, CheckpointConfig],
+) -> None:
+    folder, model, first = saved
+    link = folder.parent / "current"
+    link.symlink_to(folder)
+    second = save_checkpoint(model, dataclasses.replace(first, name="second"), link)
+    assert link.is_symlink()
+    assert load_config(link) == load_config(folder) == second
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["current", folder.name]
+
+
+def test_places_that_can_hold_no_checkpoint_get_a_sentence(tmp_path: Path) -> None:
+    model, settings = lenet()
+    (tmp_path / "file").write_text("years of work")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "to a file").symlink_to(tmp_path / "file")
+    for name, error, words in (
+        ("file", CheckpointError, "file is a file, not a folder: choose another output"),
+        ("to a file", CheckpointError, "to a file is a file, not a folder: choose another output"),
+        ("file/below", OutputError, "below cannot be written: "),
+        ("dangling", OutputError, "dangling is a symbolic link to .*gone, which does not exist: remove the link"),
+        ("circle", OutputError, "circle"),
+    ):
+        with pytest.raises(error, match=words):
+            save_checkpoint(model, settings, tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["circle", "dangling", "file", "to a file"]
+    assert (tmp_path / "file").read_text() == "years of work"
+
+
+def test_a_dangling_link_is_no_checkpoint_to_load(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="dangling is not a checkpoint"):
+        load_config(tmp_path / "dangling")
+
+
 def test_a_loaded_checkpoint_certifies_and_repeats(saved: tuple[Path, nn.Sequential, CheckpointConfig]) -> None:
     folder = saved[0]
     options = VoterOptions(device="cpu", batch=64, workers=1, precision="fp32", compile=False)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from brightness import SECRET
 from cases import classifier_of
 from importing.user_modules import CAPTURED, CLASSES, IMAGE, OUTSIDE, REFUSED, SHAPE, Flat, convolutional
-from test_certificate import SECRET
 from torch import nn
 
 from macer_serve.checkpoint import load_checkpoint, load_config
