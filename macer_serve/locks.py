@@ -13,6 +13,18 @@ from pathlib import Path
 from macer_serve.errors import OutputError
 
 _MAX_BYTES = 4096  # of a lock file; its text is about 100
+_held: set[int] = set()  # the lock files that this process has open
+
+
+def _forget() -> None:
+    """Close a child process's copies of the lock files, which would hold the locks of a parent that has ended."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextlib.contextmanager
@@ -32,12 +44,15 @@ def locked(path: str | Path) -> Iterator[None]:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     if handle is None:
         raise OutputError(f"{path} is being written by {_holder(file)}: wait for it, or choose another output")
+    _held.add(handle)
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            file.unlink()  # while it is still locked: see `_acquired`
-        os.close(handle)
+        if handle in _held:  # not in a child process
+            _held.remove(handle)
+            with contextlib.suppress(FileNotFoundError):
+                file.unlink()  # while it is still locked: see `_acquired`
+            os.close(handle)
 
 
 def _acquired(file: Path) -> int | None:

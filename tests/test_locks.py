@@ -57,6 +57,38 @@ def test_a_killed_writer_holds_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_process_neither_holds_nor_ends_the_lock_of_its_parent(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from macer_serve.errors import OutputError
+from macer_serve.locks import locked
+with locked(sys.argv[1]):
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        try:
+            with locked(sys.argv[1]):
+                print("both")
+        except OutputError:
+            print("held", flush=True)
+        if os.fork():
+            os.kill(os.getpid(), signal.SIGKILL)
+        print("child", flush=True)
+        input()
+os._exit(0)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "mine")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["held\n", "child\n"]
+        assert process.wait(30) == -signal.SIGKILL
+        with locked(tmp_path / "mine"):  # the second child still runs
+            pass
+        assert process.stdin is not None
+        process.stdin.write("\n")
+
+
 def test_a_thread_or_a_nested_call_of_one_process_is_a_second_writer_too(tmp_path: Path) -> None:
     with locked(tmp_path / "mine"):
         with pytest.raises(OutputError, match=f"process {os.getpid()} "), locked(tmp_path / "mine"):
