@@ -59,7 +59,7 @@ class LogError(MacerError):
 
 
 class OutputError(MacerError):
-    status, exit_code, title = 500, 9, "Output cannot be written"
+    status, exit_code, title = 500, 14, "Output cannot be written"
 
 
 class TrainingError(MacerError):

@@ -1,4 +1,4 @@
-"""A checkpoint's base classifier as one ONNX file that says by itself what it means.
+"""A checkpoint's base classifier as one ONNX file. Its metadata say what inputs and outputs mean.
 
 Input `pixels` `[batch, C, H, W]` and output `logits` `[batch, classes]`, both fp32. Pixel values are in [0, 1] and the
 normalisation is in the graph, so that sigma is in pixel values there too; noise is added to `pixels`, unclipped.

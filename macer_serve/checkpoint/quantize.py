@@ -35,7 +35,7 @@ _WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
 
 def calibration_size(input_shape: tuple[int, int, int]) -> int:
-    """Returns how many noisy images a calibration takes: all their activations are held in memory at a time."""
+    """Returns how many noisy images a calibration takes: all their activations are held in memory at once."""
     return int(np.clip(2**22 // np.prod(input_shape), 32, 1024))
 
 
