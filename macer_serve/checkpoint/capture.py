@@ -46,41 +46,48 @@ def captured(module: nn.Module, input_shape: Shape, sigma: float) -> nn.Module:
         _run_as_python(net)
         logits = _logits(net, pixels, device)
         _require_function(net, pixels, device, logits)
-        graph = _graph(net, torch.from_numpy(pixels).to(device))
-    state = {name: tensor.clone() for name, tensor in _tensors(graph).items()}
-    for batch in range(1, PROBE + 1):
-        given = _logits(graph, pixels[:batch], torch.device("cpu"))
-        if (error := error_of_batch(given, logits)) > SAME:
-            raise ParameterError(
-                f"the captured graph of the module gives other logits than the module for {batch} image(s): a class's "
-                f"differ by {error:.2g} of how much they vary, and {SAME:g} is allowed. {INSTEAD}"
-            )
-    if changed := [name for name, tensor in _tensors(graph).items() if not torch.equal(tensor, state[name])]:
-        raise ParameterError(_changes(changed[0]))
-    return graph
+        program = _exported(net, torch.from_numpy(pixels).to(device))
+    graph = _closed(program)
+    _require_same(graph, pixels, device, logits)
+    if device.type == "cpu":
+        return graph
+    from torch.export.passes import move_to_device_pass
+
+    return _closed(move_to_device_pass(program, "cpu"))
 
 
-def _graph(net: nn.Module, example: Tensor) -> nn.Module:
-    """Returns the module's graph with copies of its weights, on the CPU. Raises `ParameterError`."""
+def _exported(net: nn.Module, example: Tensor) -> Any:
+    """Returns what torch.export makes of a module. Raises `ParameterError`."""
     batch = ({0: torch.export.Dim("batch")},)
     refused: Exception | None = None
     # The second way follows Python's bytecode, and len(x) in it. The first runs the module as Python does.
     for strict in (False, True):
         try:
             with _silent():
-                program = torch.export.export(_Pixels(net), (example,), dynamic_shapes=batch, strict=strict)
-                break
+                return torch.export.export(_Pixels(net), (example,), dynamic_shapes=batch, strict=strict)
         except Exception as error:  # of many kinds
             refused = refused or error
-    else:
-        assert refused is not None
-        raise ParameterError(_reason(refused)) from refused
-    if example.device.type != "cpu":
-        from torch.export.passes import move_to_device_pass
+    assert refused is not None
+    raise ParameterError(_reason(refused)) from refused
 
-        program = move_to_device_pass(program, "cpu")
-    unlifted: Any = program.module(check_guards=False)
+
+def _closed(program: Any) -> nn.Module:
+    """Returns the graph of an exported program as a module, with copies of its weights, in eval mode."""
+    unlifted = program.module(check_guards=False)
     return with_layers(copy.deepcopy(fx.GraphModule(unlifted, unlifted.graph))).requires_grad_(False).eval()
+
+
+def _require_same(graph: nn.Module, pixels: Floats, device: torch.device, logits: Floats) -> None:
+    """Raise `ParameterError` unless the graph gives the module's logits of the probe, and keeps its tensors."""
+    state = {name: tensor.clone() for name, tensor in _tensors(graph).items()}
+    for batch in range(1, PROBE + 1):
+        if (error := error_of_batch(_logits(graph, pixels[:batch], device), logits)) > SAME:
+            raise ParameterError(
+                f"the captured graph of the module gives other logits than the module for {batch} image(s): a class's "
+                f"differ by {error:.2g} of how much they vary, and {SAME:g} is allowed. {INSTEAD}"
+            )
+    if changed := [name for name, tensor in _tensors(graph).items() if not torch.equal(tensor, state[name])]:
+        raise ParameterError(_changes(changed[0]))
 
 
 class _Pixels(nn.Module):
@@ -137,8 +144,8 @@ def _require_function(net: nn.Module, pixels: Floats, device: torch.device, logi
     for batch in range(1, PROBE):
         if (error := error_of_batch(_logits(net, pixels[:batch], device), logits)) > SAME:
             raise ParameterError(
-                f"the module's logits of an image depend on the batch: alone with {batch - 1} other(s), they differ by "
-                f"{error:.2g} of how much they vary from those among {PROBE}. They must depend on the image alone."
+                f"the module's logits of an image depend on the batch: in one of {batch} they differ by {error:.2g} "
+                f"of how much they vary from those in one of {PROBE}. They must depend on the image alone."
             )
 
 
