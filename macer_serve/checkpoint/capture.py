@@ -127,6 +127,8 @@ def _require_float32(net: nn.Module) -> None:
     if isinstance(net, torch.jit.ScriptModule):
         raise ParameterError(f"a module of TorchScript cannot be captured: give the module it was made of. {INSTEAD}")
     for name, tensor in net.named_parameters():
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise ParameterError(f"the module's weight {name} has no values yet: load its weights, or run it once")
         if tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
             remedy = ": give copy.deepcopy(module).float()" if tensor.is_floating_point() else f". {INSTEAD}"

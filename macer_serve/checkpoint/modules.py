@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from macer_serve.base_classifier import BaseClassifier, kind_of_outputs
 from macer_serve.checkpoint.config import GRAPH, CheckpointConfig, digest_of
 from macer_serve.checkpoint.same_logits import require_same_logits
-from macer_serve.errors import ParameterError
+from macer_serve.errors import EngineError, ParameterError
 from macer_serve.onnx_graph import export_graph, reason_to_refuse
 
 if TYPE_CHECKING:
@@ -61,11 +61,14 @@ def base_classifier_of(module: nn.Module, config: CheckpointConfig) -> tuple[Che
     if any(config.mean) or any(std != 1.0 for std in config.std):
         raise ParameterError("the normalisation of a module is part of it: give mean 0 and std 1, and let it normalise")
     network = captured(module, config.input_shape, config.sigma)
-    proto = export_graph(network, config.input_shape)
-    if reason := reason_to_refuse(proto):
-        raise ParameterError(f"the module is refused: {reason}. {INSTEAD}")
-    graph: bytes = proto.SerializeToString(deterministic=True)
-    logits = require_same_logits(graph, network, config.input_shape, config.sigma)
+    try:
+        proto = export_graph(network, config.input_shape)
+        if reason := reason_to_refuse(proto):
+            raise ParameterError(f"the module is refused: {reason}. {INSTEAD}")
+        graph: bytes = proto.SerializeToString(deterministic=True)
+        logits = require_same_logits(graph, network, config.input_shape, config.sigma)
+    except EngineError as error:
+        raise type(error)(f"{error}. {INSTEAD}") from error
     if logits.shape[1] != len(config.classes):
         raise ParameterError(f"the module returns {list(logits.shape)}; [k, {len(config.classes)}] is needed")
     config = replace(

@@ -11,12 +11,12 @@ import pytest
 import torch
 from brightness import SECRET
 from cases import classifier_of
-from importing.user_modules import CAPTURED, CLASSES, IMAGE, OUTSIDE, REFUSED, SHAPE, Flat, convolutional
+from importing.user_modules import BEYOND_ONNX, CAPTURED, CLASSES, IMAGE, OUTSIDE, REFUSED, SHAPE, Flat, convolutional
 from torch import nn
 
 from macer_serve.checkpoint import load_checkpoint, load_config
 from macer_serve.checkpoint.capture import captured
-from macer_serve.errors import ParameterError
+from macer_serve.errors import EngineError, ParameterError
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.noise import FRACTION_BITS, noise_for
 from macer_serve.smoothing.votes import Draw
@@ -111,6 +111,20 @@ def test_what_is_no_function_of_its_input_is_refused_and_left_alone(name: str) -
     with pytest.raises(ParameterError, match=words):
         certifying(module)
     assert described(module) == before
+
+
+@pytest.mark.parametrize("name", BEYOND_ONNX)
+def test_what_onnx_cannot_express_is_refused_with_a_remedy(name: str) -> None:
+    with pytest.raises(
+        EngineError, match=r"(export this network|load this graph).*Or export it as an ONNX file by other"
+    ):
+        certifying(BEYOND_ONNX[name]())
+
+
+@pytest.mark.parametrize("module", [nn.LazyLinear(3), nn.Linear(48, 3, device="meta")])
+def test_a_module_without_values_is_refused(module: nn.Module) -> None:
+    with pytest.raises(ParameterError, match="weight has no values yet: load its weights, or run it once"):
+        captured(module, SHAPE, SIGMA)
 
 
 def test_a_refusal_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
