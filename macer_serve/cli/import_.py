@@ -66,7 +66,7 @@ def command(
     """Make a checkpoint of your own network: certify, predict and serve take it like any other.
 
     FILE is an ONNX classifier, a published .pth.tar of Cohen, Salman or MACER, or the state dict (.pth, .safetensors)
-    of a network of torchvision. Nothing in it is executed. What FILE does not say, the options must.
+    of a network of torchvision. Nothing in it is executed. Options state what FILE does not.
 
     \b
     macer import net.onnx --sigma 0.25 --classes classes.txt --range 0,1 --out runs/mine
