@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from macer_serve.cli.image_arguments import image_of
+from macer_serve.cli.secret_option import secret_option
+
 if TYPE_CHECKING:
     from macer_serve.voters import Voter
 
 
 @click.command("verify")
 @click.argument("certificate", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("image")
 @click.option("--checkpoint", default="bundled:cifar10", show_default=True, help="A folder, or bundled:NAME.")
-@click.option(
-    "--secret-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=None,
-    help="The issuer's secret: checks the mac, and counts the record's votes again.",
-)
+@secret_option("The issuer's secret: checks the mac, and counts the record's votes again.")
 @click.option(
     "--votes",
     type=click.IntRange(0, 10**7),
@@ -33,9 +31,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(
     certificate: Path,
-    image: Path,
+    image: str,
     checkpoint: str,
-    secret_file: Path | None,
+    secret: bytes | None,
     votes: int,
     device: str | None,
     as_json: bool,
@@ -81,10 +79,10 @@ def command(
 
         report = verify(
             record,
-            image,
+            image_of(image),
             load_config(checkpoint),
             answer=answer,
-            secret=secret_file.read_bytes().strip() if secret_file else None,
+            secret=secret,
             votes=votes,
             voter=voter,
             progress=progress,
