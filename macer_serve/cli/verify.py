@@ -65,9 +65,11 @@ def command(
 
     with certificate.open("rb") as file:  # of a file of gigabytes, no more than it takes to refuse it
         record, answer = read_certificate(file.read(MAX_BYTES + 1))
+    config = load_config(checkpoint)
 
     def voter(noise: NoiseKind) -> Voter:
-        classifier = SmoothedClassifier.load(checkpoint, noise=noise, options=options_like(record.engine, device))
+        options = options_like(record.engine, config.input_shape[1] * config.input_shape[2], device)
+        classifier = SmoothedClassifier.load(checkpoint, noise=noise, options=options)
         assert classifier.voter is not None
         return classifier.voter
 
@@ -80,7 +82,7 @@ def command(
         report = verify(
             record,
             image_of(image),
-            load_config(checkpoint),
+            config,
             answer=answer,
             secret=secret,
             votes=votes,
