@@ -1,4 +1,4 @@
-"""The option that names a file with an issuer's secret."""
+"""The option for the file that holds an issuer's secret."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def _secret(ctx: click.Context, param: click.Parameter, value: Path | None) -> b
 
 
 def secret_option(purpose: str) -> Callable[[Command], Command]:
-    """Adds `--secret-file`: the command gets the parameter `secret`, the secret in that file, or None."""
+    """Returns a decorator that adds `--secret-file`. The command gets the secret in that file as `secret`, or None."""
     kind = click.Path(path_type=Path, dir_okay=False)
     return click.option("--secret-file", "secret", type=kind, callback=_secret, help=purpose)

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 10**7),
     default=10_000,
     show_default=True,
-    help="Fresh votes, where the record's own cannot be counted again; 0: none.",
+    help="Fresh votes, if the record's own cannot be counted again; 0 draws none.",
 )
-@click.option("--device", default=None, help="cpu or cuda.  [default: that of the record's engine, if it is here]")
+@click.option(
+    "--device", default=None, help="cpu or cuda.  [default: the device of the record's engine, if this machine has one]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(
     certificate: Path,
@@ -38,11 +40,12 @@ def command(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Check a CERTIFICATE (a JSON record, or the answer of POST /predict with one in it) about an IMAGE.
+    """Check a CERTIFICATE (a JSON record, or an answer of POST /predict that holds one) about an IMAGE.
 
-    Everything that follows from the record is computed again, and compared with the image and the checkpoint. With
-    the issuer's secret, its mac and its votes are checked, too. Without it, fresh votes are drawn: they contradict a
-    record whose claim is clearly too high, and a true claim with probability at most 0.001.
+    IMAGE is a file, or - for standard input. Every value that follows from other values of the record is computed
+    again. The record is compared with the image and the checkpoint. With the issuer's secret, the record's mac and
+    votes are checked, too. Without the secret, fresh votes are drawn. They contradict a record whose claim is clearly
+    too high. They contradict a true claim with probability at most 0.001.
 
     \b
     Exit codes:
@@ -63,7 +66,7 @@ def command(
     from macer_serve.verification.engines import options_like
     from macer_serve.verification.reading import MAX_BYTES
 
-    with certificate.open("rb") as file:  # of a file of gigabytes, no more than it takes to refuse it
+    with certificate.open("rb") as file:  # one byte more than allowed is enough to refuse a large file
         record, answer = read_certificate(file.read(MAX_BYTES + 1))
     config = load_config(checkpoint)
 
