@@ -135,7 +135,7 @@ def test_summary_of_a_small_log() -> None:
 
 
 def test_votes_an_image_where_the_log_says() -> None:
-    folder = Path(__file__).parents[1] / "docs" / "bundled"
+    folder = Path(__file__).parents[1] / "results" / "bundled"
     assert summary(read_log(folder / "certify-every20-n10000.tsv")).votes_mean == 10_000
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @data_options()
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The log (TSV).")
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Certify every K-th test image.")
-@click.option("--start", type=click.IntRange(0), default=0, help="First image.")
+@click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First image.")
 @click.option("--stop", type=click.IntRange(0), default=None, help="Stop before this image.")
 @plan_options(n=100_000)
 @click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
-@click.option("--seed", type=str, default="0", show_default=True, help="Same seed, same votes.")
+@click.option("--seed", type=str, default="0", show_default=True, help="The same seed gives the same votes.")
 @voter_options
 def command(
     checkpoint: str,

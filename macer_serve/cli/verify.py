@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from macer_serve.cli.image_arguments import image_of
+
 if TYPE_CHECKING:
     from macer_serve.checkpoint import CheckpointConfig
     from macer_serve.issuing import KeySet
@@ -35,7 +37,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @click.command("verify")
 @click.argument("certificate", type=click.Path(path_type=Path, exists=True))
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image")
 @click.option(
     "--key",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -49,7 +51,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 @click.option("--json", "as_json", is_flag=True, help="Print verdict and findings as JSON.")
 def command(
     certificate: Path,
-    image: Path,
+    image: str,
     key: Path | None,
     checkpoint: str,
     recount: bool,
@@ -63,8 +65,8 @@ def command(
     against image, model and policy, and the votes are counted again on the very same noisy copies. Nothing of this
     takes a secret.
 
-    If CERTIFICATE is a folder, IMAGE is a folder, too. Each NAME.json in the one is about the image of that name in the
-    other. The exit code is that of the gravest verdict.
+    IMAGE is a file, or - for standard input. If CERTIFICATE is a folder, IMAGE is a folder, too. Each NAME.json in the
+    one is about the image of that name in the other. The exit code is that of the gravest verdict.
 
     \b
     Exit codes:
@@ -90,8 +92,8 @@ def command(
         click.echo(json.dumps(report, indent=2) if as_json else _in_words(report, verbose))
         sys.exit(EXIT_CODES[verdict])
     verdicts = []
-    for file, about in _pairs(certificate, image):
-        report, verdict = auditor.verdict(file, about)
+    for file, about in _pairs(certificate, Path(image)):
+        report, verdict = auditor.verdict(file, str(about))
         verdicts.append(verdict)
         if as_json:
             click.echo(json.dumps({"certificate": str(file), "image": str(about), **report}))
@@ -113,7 +115,7 @@ class _Auditor:
         self._recount = recount
         self._voters: dict[tuple[str, Any], Voter] = {}
 
-    def verdict(self, file: Path, image: Path) -> tuple[dict[str, Any], str]:
+    def verdict(self, file: Path, image: str) -> tuple[dict[str, Any], str]:
         """Returns the report on one certificate as JSON values, and the verdict's name."""
         from macer_serve.errors import ParameterError
         from macer_serve.verification import Verdict, read_document
@@ -131,7 +133,7 @@ class _Auditor:
         verified = self._verified(document, image)
         return verified.to_json(), verified.verdict.value
 
-    def _verified(self, document: Document, image: Path) -> Verification:
+    def _verified(self, document: Document, image: str) -> Verification:
         from tqdm import tqdm
 
         from macer_serve.verification import verify
@@ -147,7 +149,7 @@ class _Auditor:
 
             return verify(
                 document,
-                image,
+                image_of(image),
                 self._config,
                 keys=self._keys,
                 voter=voter if self._recount else None,
@@ -159,7 +161,7 @@ class _Auditor:
         from macer_serve.smoothed import SmoothedClassifier
         from macer_serve.verification.engines import options_like
 
-        options = options_like(engine, self._device)
+        options = options_like(engine, self._config.input_shape[1] * self._config.input_shape[2], self._device)
         if (noise, options) not in self._voters:
             voter = SmoothedClassifier.load(self._checkpoint, noise=noise, options=options).voter
             assert voter is not None

@@ -3,8 +3,8 @@
 A wrong or abstained image counts as radius 0 in the ACR and is not certified at any radius. Certified accuracy at r is
 the share of images that are correct with a radius of at least r. At r = 0 it is the share of images that are correct
 and not abstained, as in published tables. Published logs print radii with three significant digits, rounded to nearest,
-so that figures computed from these logs can exceed what was certified; the table says so. Logs of PREDICT have no
-radii: of the figures above they have the accuracy at r = 0 only.
+so that figures computed from these logs can exceed what was certified. The table says so. Logs of PREDICT have no
+radii, and so no figure but the accuracy at r = 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OUR_RADIUS_DECIMALS = 6
 
 @dataclass(frozen=True, slots=True)
 class CertifiedAccuracy:
-    """The share of images certified at `radius`, with its exact (Clopper-Pearson) 95 % interval."""
+    """The share of images certified at `radius`, with the exact (Clopper-Pearson) 95 % interval of that share."""
 
     radius: float
     certified: int

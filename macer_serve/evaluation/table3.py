@@ -1,4 +1,4 @@
-"""Training cost beside certified radius: the rows of Zhai et al. 2020, Table 3, for our runs and the published ones."""
+"""Training cost beside certified radius, as in Table 3 of Zhai et al. 2020: published rows, and rows of our runs."""
 
 from __future__ import annotations
 

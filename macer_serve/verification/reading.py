@@ -47,8 +47,8 @@ def _read(data: bytes) -> Document:
     if len(data) > MAX_BYTES:
         raise ParameterError(f"not a certificate: more than {MAX_BYTES:,} bytes")
     if _JWS.fullmatch(data):
-        jws = data.strip().decode()
-        return Document(_signed(jws), jws)
+        text = data.strip().decode()
+        return Document(_signed(text), text)
     document = _json(data)
     if not isinstance(document, dict) or not isinstance(document.get("certificate"), dict):
         return Document(Certificate.from_json(document))

@@ -11,6 +11,7 @@ from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.proof import prove
 from macer_serve.smoothing.votes import Draw, Votes, count, shares
 from macer_serve.smoothing.window import Tally
+from macer_serve.verification.engines import refused_batch
 from macer_serve.verification.findings import Finding, fails, holds, shown, unchecked
 from macer_serve.verification.record import Basis
 from macer_serve.verification.verdicts import Verdict
@@ -51,6 +52,8 @@ def recounted(
         words = f"of {total}, those of {' and '.join(dict.fromkeys(other))} are others"
         return fails(RECOUNT, words, Verdict.CONTRADICTED)
     words = f"the record's engine is {shown(c.engine)}, this one is {voter.engine}. "
+    if refused := refused_batch(c.engine, model_input.x.shape[0] * model_input.x.shape[1]):
+        words += f"Of the record's engine, {refused}. "
     words += _compared([votes for _, votes in recorded], again, tally.total) + _own_claim(c, basis, again)
     return unchecked(RECOUNT, words, Verdict.OTHER_ENGINE)
 

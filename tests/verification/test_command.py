@@ -165,3 +165,22 @@ def test_the_command_on_what_cannot_be_read(issued: Path, tmp_path: Path) -> Non
     assert macer(good, SHIP, "--checkpoint", "nowhere").exit_code == 3
     assert macer(good, SHIP, "--device", "tpu").exit_code == 2
     assert macer(good, SHIP, "--key", junk).exit_code == 9
+
+
+def test_a_batch_that_is_too_large_is_refused_and_said(tmp_path: Path) -> None:
+    """The issuer is honest and has more memory. The auditor is told why the votes need not be identical."""
+    issuer = Issuer.new()
+    (tmp_path / "issuer.jwks").write_text(issuer.keys.to_json())
+    options = VoterOptions(engine="torch", device="cpu", batch=1100, workers=1, precision="fp32", compile=False)
+    g = SmoothedClassifier.load("bundled:cifar10", issuer=issuer, options=options)
+    c = g.certify(SHIP, Plan(n0=20, n=100))
+    assert isinstance(g.voter, BatchedVoter)
+    g.voter.close()
+    assert "-b1100:" in c.engine
+    (tmp_path / "ship.json").write_text(json.dumps({"certificate": c.to_json(), "certificate_jws": g.signed(c)}))
+    result = macer(tmp_path / "ship.json", SHIP, "--key", tmp_path / "issuer.jwks", "--json")
+    assert result.exit_code == 21, result.output
+    found = {f["check"]: f for f in json.loads(result.stdout)["findings"]}
+    assert found["votes counted again"]["outcome"] == "not checked"
+    assert "its batch of 1,100 copies is refused: at most 1,024 copies" in found["votes counted again"]["words"]
+    assert "-b256:" in found["votes counted again"]["words"]
