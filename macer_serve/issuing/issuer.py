@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from macer_serve.errors import IssuerKeyError, ParameterError, first_line
-from macer_serve.issuing import key_files
 from macer_serve.issuing.base64url import decode_integer, encode, encode_integer
 from macer_serve.issuing.jws import CERTIFICATE, signing_input
+from macer_serve.issuing.key_files import others_can_read, read, write_new
 from macer_serve.issuing.key_set import KeySet, jwks_in
 from macer_serve.issuing.keys import MIN_BITS, RETIRED, IssuerKey, jwk_of, numbers_of
 from macer_serve.issuing.permutation import prove
@@ -71,9 +71,9 @@ class Issuer:
     @classmethod
     def load(cls, path: str | Path) -> Issuer:
         """Returns the issuer in a key file. Raises `IssuerKeyError`."""
-        if key_files.others_can_read(Path(path)):
+        if others_can_read(Path(path)):
             log.warning("%s can be read by other users: chmod 600 keeps the key to its owner", path)
-        return cls.read(key_files.read(Path(path)))
+        return cls.read(read(Path(path)))
 
     def save(self, path: str | Path) -> None:
         """Write a new key file, readable by its owner alone. Raises `IssuerKeyError` if the file exists."""
@@ -82,7 +82,7 @@ class Issuer:
         members |= {"dp": numbers.dmp1, "dq": numbers.dmq1, "qi": numbers.iqmp}
         secret = {name: encode_integer(value) for name, value in members.items()}
         keys = [{**self.key.to_jwk(), **secret}, *json.loads(self.keys.to_json())["keys"][1:]]
-        key_files.write_new(Path(path), json.dumps({"keys": keys}, indent=1) + "\n")
+        write_new(Path(path), json.dumps({"keys": keys}, indent=1) + "\n")
 
     @property
     def key_id(self) -> str:

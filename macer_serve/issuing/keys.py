@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from macer_serve.errors import InconsistentError, IssuerKeyError, OtherKeyError, ParameterError
-from macer_serve.issuing import permutation
 from macer_serve.issuing.base64url import decode, decode_integer, encode, encode_integer
 from macer_serve.issuing.jws import CERTIFICATE, Parts, take_apart
+from macer_serve.issuing.permutation import ROOTS, fault
 from macer_serve.issuing.rsa import PUBLIC_EXPONENT, accepts, thumbprint, width
 from macer_serve.issuing.seeds import seed_message, seed_of
 
@@ -40,8 +40,8 @@ class IssuerKey:
             raise IssuerKeyError(
                 f"a key must have {MIN_BITS} to {MAX_BITS} bits, not {bits}: make one with macer key new"
             )
-        if fault := permutation.fault(self.n, self.proof):
-            raise IssuerKeyError(f"the key is refused: {fault}")
+        if found := fault(self.n, self.proof):
+            raise IssuerKeyError(f"the key is refused: {found}")
 
     def __repr__(self) -> str:
         return f"<IssuerKey: {self.n.bit_length()} bits, {self.kid}{', retired' if self.retired else ''}>"
@@ -121,8 +121,8 @@ def numbers_of(jwk: dict[str, Any]) -> tuple[int, tuple[int, ...], bool]:
     proof, retired = jwk.get(PROOF), jwk.get(RETIRED, False)
     if not isinstance(proof, list):
         raise IssuerKeyError(f"the key has no permutation proof ({PROOF}): its issuer could choose among seeds")
-    if len(proof) != permutation.ROOTS or not isinstance(retired, bool):
-        raise IssuerKeyError(f"{PROOF} must have {permutation.ROOTS} roots, and {RETIRED} must be true or false")
+    if len(proof) != ROOTS or not isinstance(retired, bool):
+        raise IssuerKeyError(f"{PROOF} must have {ROOTS} roots, and {RETIRED} must be true or false")
     try:
         n = decode_integer(jwk.get("n", ""), "n")
         if n.bit_length() > MAX_BITS:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import house
 import pytest
 from click.testing import CliRunner, Result
 
@@ -208,3 +209,9 @@ def test_issuing_needs_neither_networks_nor_servers() -> None:
     code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport macer_serve.issuing"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    graph = house.imports()
+    ours = {module: found for module, found in graph.items() if house.room(module) == "issuing"}
+    assert len(ours) > 8
+    for module, found in ours.items():
+        assert {house.room(name) for name in found} <= {"issuing", "errors", "macer_serve"}, module
+    assert not [group for group in house.circles(graph) if set(group) & set(ours)]

@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
-from macer_serve.errors import IssuerKeyError, MacerError
+from macer_serve.errors import MacerError
 from macer_serve.issuing import CERTIFICATE, Issuer, IssuerKey, KeySet
 from macer_serve.issuing.base64url import decode, encode
 from macer_serve.issuing.keys import PROOF, RETIRED
@@ -232,8 +232,8 @@ def test_no_mutant_of_a_signed_record_is_accepted(issuer: Issuer, other: Issuer)
     assert issuer.keys.open(genuine).payload == PAYLOAD
 
 
-def key_set_mutants(issuer: Issuer, rng: random.Random) -> Iterator[str]:
-    """Yields texts of key sets. Roots of the proof are put in afterwards, so that few mutants reach the slow check."""
+def key_set_mutants(issuer: Issuer, rng: random.Random) -> Iterator[str | bytes]:
+    """Yields key sets as text, and bytes that are none. Few mutants reach the slow check of roots."""
     jwk = issuer.key.to_jwk()
     marks = {f"root{i}": root for i, root in enumerate(jwk[PROOF])}
     template = {**jwk, PROOF: list(marks)}
@@ -263,6 +263,7 @@ def key_set_mutants(issuer: Issuer, rng: random.Random) -> Iterator[str]:
     yield json.dumps({"keys": [jwk, jwk]})
     yield json.dumps({"keys": [jwk] * 17})
     yield json.dumps({"keys": [jwk], "x": " " * 2**18})
+    yield from (rng.randbytes(rng.randrange(200)) for _ in range(200))
 
 
 def test_no_mutant_of_a_key_set_makes_another_key(issuer: Issuer) -> None:
@@ -270,24 +271,20 @@ def test_no_mutant_of_a_key_set_makes_another_key(issuer: Issuer) -> None:
     rng, outcomes, same = random.Random(41), Outcomes(), 0
     genuine = issuer.sign(PAYLOAD)
 
-    def read(text: str) -> IssuerKey:
+    def read(text: str | bytes) -> IssuerKey:
         key = KeySet.read(text).open(genuine).key
         if (key.n, key.proof) == (issuer.key.n, issuer.key.proof):
-            raise SameKeyError
+            raise LookupError("the same key")
         return key
 
     for text in key_set_mutants(issuer, rng):
         try:
             outcomes.refuse(text, lambda text=text: read(text))
-        except SameKeyError:
+        except LookupError:
             same += 1
     assert outcomes.refused > 1100
     assert outcomes.longest_s < LIMIT_OF_PROOFS_S
     assert 0 < same < 400
-
-
-class SameKeyError(Exception):
-    pass
 
 
 def test_an_attackers_key_never_passes_for_the_issuers(issuer: Issuer, other: Issuer) -> None:
@@ -300,10 +297,3 @@ def test_an_attackers_key_never_passes_for_the_issuers(issuer: Issuer, other: Is
         for keys in ([mixed], [mixed, theirs], [theirs, mixed], [mixed, {**mixed, RETIRED: True}]):
             outcomes.refuse(mixed, lambda keys=keys: KeySet.read(json.dumps({"keys": keys})).open(forged))
     assert outcomes.refused == 32
-
-
-def test_a_key_set_of_bytes_that_are_no_text_is_refused() -> None:
-    rng = random.Random(7)
-    for _ in range(200):
-        with pytest.raises(IssuerKeyError):
-            KeySet.read(rng.randbytes(rng.randrange(200)))

@@ -65,7 +65,16 @@ def test_another_input_model_policy_or_key_has_another_seed(issuer: Issuer, othe
 
 
 @pytest.mark.parametrize(
-    "text", ["", "sha256:", "sha256:" + "A" * 64, "sha512:" + "a" * 64, "sha256:" + "a" * 63 + "\n"]
+    "text",
+    [
+        "",
+        "sha256:",
+        "sha256:" + "A" * 64,
+        "sha512:" + "a" * 64,
+        "sha256:" + "a" * 63 + "\n",
+        "sha256:" + "a" * 64 + "\n",
+        "sha256:" + "a" * 66,
+    ],
 )
 @pytest.mark.parametrize("name", ABOUT)
 def test_malformed_digests_are_refused(issuer: Issuer, name: str, text: str) -> None:

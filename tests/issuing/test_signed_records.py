@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -30,6 +32,18 @@ def test_what_was_signed_is_read_again(issuer: Issuer, typ: str, payload: bytes)
     assert issuer.key.payload(jws, typ) == payload
     signed = KeySet.read(issuer.keys.to_json()).open(jws, typ)
     assert (signed.payload, signed.key) == (payload, issuer.key)
+
+
+def test_threads_sign_alike(issuer: Issuer) -> None:
+    """The server signs in threads, beside the votes of other requests."""
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(issuer.sign, [PAYLOAD] * 32)) == {issuer.sign(PAYLOAD)}
+
+
+def test_the_private_key_does_not_travel(issuer: Issuer) -> None:
+    """An issuer that was sent to a worker would leave its key in that machine's memory and logs."""
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(issuer)
 
 
 def test_a_claim_is_no_certificate(issuer: Issuer) -> None:
