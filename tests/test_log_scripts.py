@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from pages import ROOT, blocks
 
 from macer_serve.evaluation.logs import LogWriter, Row, read_log
 from macer_serve.evaluation.report import summary
@@ -101,6 +104,21 @@ def test_plots_of_several_logs(path: Path, tmp_path: Path) -> None:
         assert grid[-1] > 0.5
     table = pd.DataFrame({name: [certified_accuracy(read(tmp_path / name), r) for r in RADII] for name in curves})
     assert table.idxmax(axis=1).tolist()[:3] == ["other.tsv"] * 3
+
+
+def test_the_documented_script(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    (script,) = blocks(ROOT / "docs" / "logs.md", "python")
+    found: dict[str, Any] = {}
+    exec(script, found)
+    ours = summary(read_log(path), (0.25,))
+    assert found["certified_accuracy"] == ours.certified[0].accuracy
+    assert (found["acr"], found["abstained"]) == pytest.approx((ours.acr, ours.abstained))
+
+
+def test_the_documented_columns(path: Path) -> None:
+    page = (ROOT / "docs" / "logs.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(read(path).columns)
 
 
 def test_logs_are_joined_by_image(path: Path, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def command(
 
     plan = plan_of(options)
     images = load_dataset(dataset, data_dir, "test", download=download)
-    indices = image_indices(len(images), every=every, start=start, stop=stop)
     require_same_classes(load_config(checkpoint), images)
+    indices = image_indices(len(images), every=every, start=start, stop=stop)
     classifier = SmoothedClassifier.load(
         checkpoint,
         noise=noise,  # type: ignore[arg-type]  # click has checked the choice

@@ -2,6 +2,7 @@
 
 # No postponed annotations here: Ray reads the class of `args` off the builder's signature.
 import logging
+from pathlib import Path
 from typing import cast
 
 from ray import serve
@@ -13,7 +14,7 @@ from macer_serve.serving.ingress import Ingress
 from macer_serve.serving.settings import AppSettings
 from macer_serve.serving.voter_replica import VoterReplica
 from macer_serve.smoothed import require_outputs
-from macer_serve.smoothing.seeds import new_secret, read_secret
+from macer_serve.smoothing.seeds import check_secret, new_secret
 
 log = logging.getLogger("ray.serve")
 
@@ -61,6 +62,6 @@ def _secret(path: str | None) -> bytes:
         )
         return new_secret()
     try:
-        return read_secret(path)
-    except ParameterError as error:
-        raise ParameterError(f"secret_file {error}") from error
+        return check_secret(Path(path).read_bytes().strip())
+    except (OSError, ParameterError) as error:
+        raise ParameterError(f"secret_file {path}: {getattr(error, 'strerror', None) or error}") from error
