@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -64,13 +65,24 @@ def _mixture_lower(votes: Votes, c: int, alpha: float, n: int) -> float | None:
 def _mixture_upper(votes: Votes, others: list[int], alpha: float, n: int) -> float | None:
     """Returns the highest bound among the classes: one root, and one evaluation for most other classes."""
     highest = float("-inf")
-    for c in others[:1] if votes.ndim == 1 else others:  # with hard votes the bound rises with the votes
+    # With hard votes the bound rises with the votes. With soft votes the class whose bound seems highest comes first.
+    candidates = others[:1] if votes.ndim == 1 else sorted(others, key=lambda c: -_roughly_upper(votes, c, alpha))
+    for c in candidates:
         if highest == float("inf"):  # a class without any bound: no other can be higher
             break
         counts, levels = levels_of(votes, c, up=True)
         if mixture.log_evidence(*mixture.mirrored(counts, levels), -highest, n) < mixture.threshold(alpha):
             highest = mixture.upper(counts, levels, alpha, n)
     return mixture.probability_above(highest)
+
+
+def _roughly_upper(votes: Votes, c: int, alpha: float) -> float:
+    """Returns about the upper bound of a soft class, by mean and variance of its levels. Only an order rests on it."""
+    counts, levels = levels_of(votes, c, up=True)
+    n = int(counts.sum())
+    mean = float(counts @ levels) / n
+    variance = float(counts @ (levels - mean) ** 2) / n
+    return mean + math.sqrt(-2.0 * math.log(alpha) * variance / n) - math.log(alpha) / (3.0 * n)
 
 
 # A new confidence bound is a new entry here. Clopper-Pearson is valid at n alone, the mixture at every number of votes.

@@ -34,6 +34,8 @@ STAKES = "arcsine-grid/1"
 _FURTHEST = 60.0
 # Added to the threshold. The floating-point error of log M stays below 1e-9 for ten million votes.
 _MARGIN = 1e-6
+# How often a root evaluates the martingale, about.
+_EVALUATIONS = 55
 
 
 @lru_cache(maxsize=64)
@@ -45,6 +47,12 @@ def _stakes(n: int) -> tuple[Levels, Levels]:
     size = 4 * math.isqrt(n) + 4
     phi = (np.arange(size) + 0.5) * (math.pi / 2 / size)
     return np.sin(phi) ** 2, 2.0 * np.log(np.cos(phi))
+
+
+def work(levels: list[int], horizon: int) -> int:
+    """Returns about how many stakes are evaluated for bounds of classes with so many levels, two of them by roots."""
+    largest = sum(sorted(levels)[-2:])
+    return (_EVALUATIONS * largest + 2 * sum(levels)) * len(_stakes(horizon)[0])
 
 
 def log_evidence(counts: Counts, levels: Levels, log_odds: float, horizon: int) -> float:

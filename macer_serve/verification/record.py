@@ -15,6 +15,7 @@ import numpy as np
 from macer_serve.errors import ParameterError
 from macer_serve.fit import Fit, fit_for, upload_radius
 from macer_serve.images import MAX_PIXELS
+from macer_serve.smoothing import mixture
 from macer_serve.smoothing.bounds.base import Proof
 from macer_serve.smoothing.certificate import Certificate, reason, statement
 from macer_serve.smoothing.certification import Claim
@@ -26,6 +27,7 @@ from macer_serve.smoothing.votes import Votes, count, from_record, shares
 from macer_serve.verification.findings import Finding, agrees, escaped, fails, holds, shown, unchecked
 
 MAX_SIDE = 2048  # of model inputs whose fit is computed again: larger ones take minutes
+MAX_WORK = 15 * 10**8  # stakes evaluated for the bounds of a soft record, some seconds
 _SAME = 1e-9  # relative: bounds
 _REASONS = {"fixed": (), "radius": ("radius", "futility"), "tolerance": ("tolerance",)}
 _EDGE = 1e-10  # absolute: radii before they are rounded down, by which 1e-9 is taken off
@@ -174,6 +176,11 @@ def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
     if not (0.005 <= c.sigma <= 4.0 and 0.0 <= c.tau <= 1.0):
         return None, [unchecked("p_lower, p_upper, radius", "sigma or tau are outside their range")]
     proof = Proof(None, 0.0, 0.0, 1.0)
+    if basis.looked and plan.soft:
+        held = (basis.proof_votes > 0).sum(axis=1).tolist()
+        if mixture.work(held, plan.n) > MAX_WORK:
+            words = f"{sum(held):,} levels of votes under a plan of {plan.n:,} would take too long to evaluate"
+            return None, [unchecked("p_lower, p_upper, radius", words)]
     if basis.looked:
         assert basis.top is not None
         try:
