@@ -69,7 +69,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_no_page_but_results_lies_beside_logs() -> None:
-    assert {Path(name).suffix for name in files() if name.startswith("docs/")} == {".md"}
+    assert {Path(name).suffix for name in files() if name.startswith("docs/")} == {".md", ".png"}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
