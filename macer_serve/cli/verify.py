@@ -59,6 +59,7 @@ def command(
     from tqdm import tqdm
 
     from macer_serve.checkpoint import load_config
+    from macer_serve.cli.exit_codes import exit_code
     from macer_serve.smoothed import SmoothedClassifier
     from macer_serve.smoothing.noise import NoiseKind
     from macer_serve.verification import read_certificate, verify
@@ -90,7 +91,8 @@ def command(
             progress=progress,
         )
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
+        code = 0 if report.error is None else exit_code(report.error)
+        click.echo(json.dumps({**report.to_json(), "exit_code": code}, indent=2))
     else:
         for finding in report.findings:
             click.echo(f"{finding.outcome:<14} {finding.check}: {finding.words}")

@@ -20,10 +20,18 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from ray import serve
 
+from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.errors import ParameterError
 from macer_serve.images import UploadLimits
 from macer_serve.serving import problems
-from macer_serve.serving.problems import ClientLeftError, OverloadedError, SlowUploadError, UnknownModelError
+from macer_serve.serving.ports import keep_to_loopback
+from macer_serve.serving.problems import (
+    ClientLeftError,
+    DrainingError,
+    OverloadedError,
+    SlowUploadError,
+    UnknownModelError,
+)
 from macer_serve.serving.remote_voter import RemoteVoter
 from macer_serve.serving.schemas import Answer, ModelDescription, Problem, Progress, Timing, answer, progress
 from macer_serve.serving.settings import AppSettings, ModelSettings
@@ -139,18 +147,28 @@ def _ms(seconds: float) -> float:
 class Ingress:
     """Holds a request's state in its coroutine; no statistics and no network live here."""
 
-    def __init__(self, settings: AppSettings, secret: bytes, voters: dict[str, Any]) -> None:
+    def __init__(
+        self, settings: AppSettings, configs: dict[str, CheckpointConfig], secret: bytes, voters: dict[str, Any]
+    ) -> None:
+        keep_to_loopback()
         self._limits = settings.limits
         limits = UploadLimits(settings.limits.bytes, settings.limits.pixels)
         self._models = {}
         for name, m in settings.models.items():
-            classifier = SmoothedClassifier.without_voter(m.checkpoint, noise=m.noise, secret=secret, limits=limits)
+            classifier = SmoothedClassifier(configs[name], noise=m.noise, secret=secret, limits=limits)
             voter = RemoteVoter(voters[name], m.replicas, classifier.config.digest)
             self._models[name] = Served(classifier, voter, m)
         self._default = next(iter(settings.models))
         # Its own threads, not `to_thread`: a client that leaves does not stop its decoder, nor free the place.
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
         self._in_work = 0
+        self._draining, self._idle = False, asyncio.Event()
+        self._idle.set()
+
+    async def drain(self) -> None:
+        """Refuses new requests from now on; returns when those in flight are answered."""
+        self._draining = True
+        await self._idle.wait()
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page(self) -> HTMLResponse:
@@ -162,6 +180,8 @@ class Ingress:
 
     @app.get("/readyz", summary="Every model can certify", responses={503: _PROBLEMS[503]})
     async def readyz(self) -> dict[str, Any]:
+        if self._draining:
+            raise DrainingError("the server is shutting down")
         described = await asyncio.gather(*(m.voter.describe() for m in self._models.values()))
         return {
             "status": "ready",
@@ -246,14 +266,22 @@ class Ingress:
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
-        """One of the places for requests in work; raises `OverloadedError` where all are taken."""
+        """One of the places for requests in work.
+
+        Raises `OverloadedError` if all are taken, `DrainingError` if the server is about to end.
+        """
+        if self._draining:
+            raise DrainingError("the server is shutting down; try again shortly")
         if self._in_work >= self._limits.concurrent:
             raise OverloadedError(f"{self._in_work} requests are in work already; try again shortly")
         self._in_work += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self._in_work -= 1
+            if not self._in_work:
+                self._idle.set()
 
     def _describe(self, name: str) -> ModelDescription:
         served = self._models[name]

@@ -53,7 +53,6 @@ class Verification:
         return {
             "holds": self.error is None,
             "verdict": self.verdict,
-            "exit_code": 0 if self.error is None else self.error.exit_code,
             "findings": [{"check": f.check, "outcome": f.outcome, "words": f.words} for f in self.findings],
         }
 
