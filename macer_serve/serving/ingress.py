@@ -3,20 +3,16 @@
 # Ray serialises the routes at decoration: annotations must be types, not postponed strings, and whatever a
 # handler calls must be defined above it or imported.
 import asyncio
-import base64
-import hashlib
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from ray import serve
 
@@ -24,7 +20,9 @@ from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.errors import ParameterError
 from macer_serve.images import UploadLimits
 from macer_serve.serving import problems
-from macer_serve.serving.ports import keep_to_loopback
+from macer_serve.serving.documentation import ASSETS, BODY, DOCS, PAGE, PROBLEMS, RESPONSES, asset
+from macer_serve.serving.middleware import Cors, ReadOn
+from macer_serve.serving.ports import keep_to_loopback, metrics_addresses
 from macer_serve.serving.problems import (
     ClientLeftError,
     DrainingError,
@@ -32,11 +30,12 @@ from macer_serve.serving.problems import (
     SlowUploadError,
     UnknownModelError,
 )
+from macer_serve.serving.query import PredictQuery
 from macer_serve.serving.remote_voter import RemoteVoter
-from macer_serve.serving.schemas import Answer, ModelDescription, Problem, Progress, Timing, answer, progress
+from macer_serve.serving.schemas import Answer, ModelDescription, Progress, Timing, answer, progress
 from macer_serve.serving.settings import AppSettings, ModelSettings
 from macer_serve.serving.streaming import EventStream, events
-from macer_serve.serving.uploads import BODY_SCHEMA, read_image
+from macer_serve.serving.uploads import read_image
 from macer_serve.smoothed import Question, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.certification import Certification
@@ -45,16 +44,8 @@ from macer_serve.version import __version__
 
 log = logging.getLogger("ray.serve")
 
-_PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-_SCRIPT = re.search(r"<script>(.*?)</script>", _PAGE, re.DOTALL)
-_SCRIPT_DIGEST = base64.b64encode(hashlib.sha256((_SCRIPT[1] if _SCRIPT else "").encode()).digest()).decode()
-_PAGE_HEADERS = {  # the page's own script runs, and no other, wherever it might come from
-    "Content-Security-Policy": f"default-src 'none'; script-src 'sha256-{_SCRIPT_DIGEST}'; style-src 'unsafe-inline'; "
-    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
+_PROBE_S = 2.0  # for a voter to say that it is ready
 _DECODERS = 4  # uploads decoded at a time: each may take some 100 MB
-_PARAMETERS = ("model", "n", "alpha", "radius", "tolerance", "mode", "timeout_s", "stream")
 
 T = TypeVar("T")
 
@@ -62,26 +53,12 @@ app = FastAPI(
     title="macer-serve",
     version=__version__,
     description="Certified inference: every answer carries an L2 radius inside which nothing changes the class.",
+    docs_url=None,  # ours needs no other server
+    redoc_url=None,
 )
 problems.install(app)
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": what}
-    for status, what in {
-        400: "The image cannot be decoded",
-        404: "Unknown model",
-        408: "The upload takes too long",
-        413: "Too many bytes or pixels",
-        415: "Not PNG, JPEG or WebP",
-        422: "A parameter is outside its range",
-        429: "Too many requests; see Retry-After",
-        503: "No voter is available; see Retry-After",
-    }.items()
-}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    **_PROBLEMS,
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The answer, or a stream"},
-}
+app.add_middleware(ReadOn)
+app.add_middleware(Cors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +122,13 @@ def _ms(seconds: float) -> float:
 
 @serve.ingress(app)
 class Ingress:
-    """Holds a request's state in its coroutine; no statistics and no network live here."""
+    """Keeps the state of each request in its coroutine; no statistics and no network live here."""
 
     def __init__(
         self, settings: AppSettings, configs: dict[str, CheckpointConfig], secret: bytes, voters: dict[str, Any]
     ) -> None:
         keep_to_loopback()
+        Cors.allow(settings.cors_origins)
         self._limits = settings.limits
         limits = UploadLimits(settings.limits.bytes, settings.limits.pixels)
         self._models = {}
@@ -170,19 +148,40 @@ class Ingress:
         self._draining = True
         await self._idle.wait()
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page(self) -> HTMLResponse:
-        return HTMLResponse(_PAGE, headers=_PAGE_HEADERS)
+        html, headers = PAGE
+        return HTMLResponse(html, headers=headers)
 
+    @app.head("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs(self) -> HTMLResponse:
+        html, headers = DOCS
+        return HTMLResponse(html, headers=headers)
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    async def docs_asset(self, name: str) -> Response:
+        if name not in ASSETS:
+            raise HTTPException(404, "there is no such page; see /docs")
+        return Response(asset(name), media_type=ASSETS[name], headers={"Cache-Control": "max-age=86400"})
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(self) -> Response:
+        ports = await asyncio.to_thread(metrics_addresses)
+        raise HTTPException(404, f"metrics in Prometheus' format are served by each Ray node: {', '.join(ports)}")
+
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="The ingress is alive")
     async def healthz(self) -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Every model can certify", responses={503: _PROBLEMS[503]})
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", summary="Every model can certify", responses={503: PROBLEMS[503]})
     async def readyz(self) -> dict[str, Any]:
         if self._draining:
             raise DrainingError("the server is shutting down")
-        described = await asyncio.gather(*(m.voter.describe() for m in self._models.values()))
+        described = await asyncio.gather(*(m.voter.describe(_PROBE_S) for m in self._models.values()))
         return {
             "status": "ready",
             "models": {
@@ -191,35 +190,35 @@ class Ingress:
             },
         }
 
+    @app.head("/models", include_in_schema=False)
     @app.get("/models", summary="The models served")
     async def models(self) -> list[ModelDescription]:
         return [self._describe(name) for name in self._models]
 
-    @app.post("/v1/predict", responses=_RESPONSES, openapi_extra=BODY_SCHEMA, summary="Certify an image")
-    @app.post("/predict", responses=_RESPONSES, openapi_extra=BODY_SCHEMA, summary="Certify an image")
-    async def predict(
-        self,
-        request: Request,
-        response: Response,
-        model: Annotated[str | None, Query(description="A name of /models; default: the first.")] = None,
-        n: Annotated[int | None, Query(ge=1, description="A cap on estimation votes, at most the plan's n.")] = None,
-        alpha: Annotated[float | None, Query(gt=0, description="1 - confidence, up to the server's limit.")] = None,
-        radius: Annotated[float | None, Query(gt=0, description="Stop when so large a radius is decided.")] = None,
-        tolerance: Annotated[float | None, Query(gt=0, description="Stop so near the best radius.")] = None,
-        mode: Annotated[Literal["certify", "predict"], Query(description="predict: the class, no radius.")] = "certify",
-        timeout_s: Annotated[float | None, Query(gt=0, description="Deadline, up to the server's limit.")] = None,
-        stream: Annotated[bool, Query(description="Server-sent events: progress, then one result or error.")] = False,
-    ) -> Answer:
+    @app.get("/v1/predict/", include_in_schema=False)
+    @app.get("/v1/predict", include_in_schema=False)
+    @app.get("/predict/", include_in_schema=False)
+    @app.get("/predict", include_in_schema=False)
+    async def how_to_predict(self) -> Response:
+        detail = "send an image by POST, for example curl -F file=@image.png, or open / in a browser; /docs says more"
+        raise HTTPException(405, detail, headers={"Allow": "POST"})
+
+    @app.post("/v1/predict/", include_in_schema=False)
+    @app.post("/v1/predict", responses=RESPONSES, openapi_extra=BODY, summary="Certify an image")
+    @app.post("/predict/", include_in_schema=False)
+    @app.post("/predict", responses=RESPONSES, openapi_extra=BODY, summary="Certify an image")
+    async def predict(self, request: Request, response: Response, query: Annotated[PredictQuery, Query()]) -> Answer:
         """The class of the image and the radius inside which nothing changes it, or an abstention (also 200)."""
         named = Counter(name for name, _ in request.query_params.multi_items())
-        if unknown := sorted(set(named) - set(_PARAMETERS)):
-            raise ParameterError(f"unknown parameter {', '.join(unknown)}; known: {', '.join(_PARAMETERS)}")
         if repeated := [name for name, times in named.items() if times > 1]:
             raise ParameterError(f"{', '.join(repeated)} is given more than once")
-        served = self._served(model)
+        served = self._served(query.model)
+        alpha, timeout_s = query.alpha, query.timeout_s
         if alpha is not None and alpha > self._limits.alpha:
             raise ParameterError(f"alpha must not exceed this server's {self._limits.alpha:g}, not {alpha:g}")
-        plan, cap = served.settings.asked(mode=mode, n=n, alpha=alpha, radius=radius, tolerance=tolerance)
+        plan, cap = served.settings.asked(
+            mode=query.mode, n=query.n, alpha=alpha, radius=query.radius, tolerance=query.tolerance
+        )
         limit = self._limits.timeout_s
         if timeout_s is not None and timeout_s > limit:
             raise ParameterError(f"timeout_s must not exceed this server's {limit:g}, not {timeout_s:g}")
@@ -244,7 +243,7 @@ class Ingress:
                 )
                 return answer(certificate, served.classifier.config.classes, timing)
 
-            if stream:  # the place goes with it
+            if query.stream:  # the place goes with it
                 return EventStream(events(certify, request.url.path), place.pop_all().aclose)  # type: ignore[return-value]
             response.headers["Cache-Control"] = "no-store"
             return await certify()
@@ -266,7 +265,7 @@ class Ingress:
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
-        """One of the places for requests in work.
+        """Holds one of the places for requests in work.
 
         Raises `OverloadedError` if all are taken, `DrainingError` if the server is about to end.
         """

@@ -147,3 +147,11 @@ def keep_to_loopback() -> None:
         return add_port(server, re.sub(r"^\[::\]", "127.0.0.1", address))
 
     replica.add_port_to_grpc_server = on_loopback
+
+
+def metrics_addresses() -> list[str]:
+    """Returns the addresses at which the nodes of this Ray cluster serve metrics in Prometheus' format."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes]

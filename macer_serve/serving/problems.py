@@ -18,8 +18,8 @@ from macer_serve.errors import (
     ParameterError,
     ServingError,
     TooLargeError,
-    UndecodableError,
     UnsupportedTypeError,
+    UploadError,
 )
 
 log = logging.getLogger("ray.serve")
@@ -48,6 +48,10 @@ class ClientLeftError(ServingError):
     title = "Client left"
 
 
+class SeveralImagesError(UploadError):
+    title = "More than one image"
+
+
 class UnknownModelError(MacerError):
     title = "Unknown model"
 
@@ -55,12 +59,13 @@ class UnknownModelError(MacerError):
 # The HTTP status of each kind of error: the nearest ancestor that is listed decides.
 STATUSES: dict[type[MacerError], int] = {
     MacerError: 500,
-    UndecodableError: 400,
+    UploadError: 400,
     UnknownModelError: 404,
     SlowUploadError: 408,
     TooLargeError: 413,
     UnsupportedTypeError: 415,
     ParameterError: 422,
+    SeveralImagesError: 422,
     OverloadedError: 429,
     ClientLeftError: 499,  # nobody reads this answer; access logs call it so
     EngineError: 503,
@@ -95,6 +100,12 @@ def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | N
     return JSONResponse(document(status, title, detail), status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def _fault(error: Mapping[str, Any]) -> str:
+    """Returns one of pydantic's errors as `parameter: what is wrong`."""
+    where, words = ".".join(map(str, error["loc"][1:])), error["msg"].removeprefix("Value error, ")
+    return f"{where}: {words}" if where else words
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of the app by a problem document."""
 
@@ -104,8 +115,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        details = [f"{'.'.join(str(p) for p in e['loc'][1:])}: {e['msg']}" for e in error.errors()]
-        return problem(422, "Parameter outside its allowed range", "; ".join(details))
+        return problem(422, ParameterError.title, "; ".join(map(_fault, error.errors())))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:
