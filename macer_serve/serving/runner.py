@@ -52,22 +52,21 @@ def run(path: Path | None, *, verbose: bool, tell: Callable[[str], None]) -> Non
 
 def _start(deployment: Deployment, verbose: bool, stop: threading.Event) -> None:
     """Returns once the application answers /readyz, or `stop` is set. Raises as `run` does."""
-    logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
-    # Ray would put handlers of its own in place of ours.
+    schema, level = deployment.schema, logging.INFO if verbose else logging.ERROR
+    logging.getLogger("ray").setLevel(level)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    ray.init(
-        address="local",
-        namespace="serve",
-        include_dashboard=False,
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-    )
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    for name in ("ray", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
-    schema = deployment.schema
     try:
+        ray.init(
+            address="local",
+            namespace="serve",
+            include_dashboard=False,
+            log_to_driver=verbose,
+            logging_level=level,
+        )
+        for number, handler in handlers.items():  # Ray has put its own in their place
+            signal.signal(number, handler)
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(level)
         serve.start(
             proxy_location=schema.proxy_location,
             http_options=schema.http_options.model_dump(),
@@ -79,7 +78,7 @@ def _start(deployment: Deployment, verbose: bool, stop: threading.Event) -> None
     assert client is not None  # it raises otherwise
     client.deploy_apps(schema)  # as `serve run` does
     while not stop.is_set() and (application := _application(deployment)).status != "RUNNING":
-        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        if application.status == "DEPLOY_FAILED":
             messages = [application.message, *(d.message for d in application.deployments.values())]
             raise _cause("\n".join(messages))
         stop.wait(_POLL_S)

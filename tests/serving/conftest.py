@@ -29,7 +29,7 @@ from macer_serve.checkpoint import load_model, save_checkpoint
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "tests" / "images").glob("*.png"))
 SECRET = b"a secret of tests, longer than sixteen bytes"
-START_S = 240  # a loaded machine compiles slowly
+START_S = 400  # a loaded machine compiles slowly
 
 pytest.importorskip("ray")
 
