@@ -154,9 +154,9 @@ class Server:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         self._log.close()
-        tail = self.log()[-2000:]
+        self.log_at_end = self.log()
         shutil.rmtree(self.folder, ignore_errors=True)
-        assert not left, f"processes outlived the server: {left}\n{tail}"
+        assert not left, f"processes outlived the server: {left}\n{self.log_at_end[-2000:]}"
 
 
 def shipped_config() -> dict[str, Any]:
