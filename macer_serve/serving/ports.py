@@ -105,25 +105,37 @@ def _starter(worker: Process) -> Process:
     return worker
 
 
+class _ExclusiveSocket(socket.socket):
+    """A socket whose `bind` says who has the port."""
+
+    __slots__ = ()
+
+    def bind(self, address: Any) -> None:
+        try:
+            super().bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise OSError(errno.EADDRINUSE, str(_taken(address[1], listeners(address[1])))) from error
+
+
 def guard_proxy() -> list[Any]:
-    """Makes Serve's HTTP proxy refuse a port on which somebody listens, and returns no middleware.
+    """Makes Serve's HTTP proxy bind its port for itself alone, and returns no middleware.
 
     Serve's proxies share ports (SO_REUSEPORT), so that two servers on one port would each get some of the requests and
     answer them with noise of two secrets. Serve calls this function in the proxy's process before the proxy binds its
     port, if RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
     """
-    from ray.serve._private import proxy as module
+    from ray.serve._private import http_util as module
 
-    proxy: Any = module
+    def exclusive(sock: socket.socket) -> bool:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that a proxy can be restarted
+        sock.__class__ = _ExclusiveSocket
+        return True
 
-    start = proxy.start_asgi_http_server
-
-    @functools.wraps(start)
-    async def start_if_alone(app: Any, http_options: Any, **options: Any) -> Any:
-        require_alone(http_options.port)
-        return await start(app, http_options, **options)
-
-    proxy.start_asgi_http_server = start_if_alone
+    # Only what that module calls can be replaced: Ray sends the proxy's own code to its process by value.
+    http_util: Any = module
+    http_util.set_socket_reuse_port = exclusive
     return []
 
 

@@ -208,7 +208,7 @@ def log_of_second(config: dict[str, Any], port: int) -> str:
 
 
 def test_a_second_server_names_the_first_and_takes_no_request_from_it(served: Server, tmp_path: Path) -> None:
-    """By `macer serve`; by `serve run` with the shipped YAML; and by `serve run` without the proxy's guard."""
+    """By `macer serve`, and by `serve run` with the shipped YAML."""
     file = tmp_path / "second.yaml"
     config = light_config()
     config["http_options"]["port"] = served.port
@@ -247,10 +247,19 @@ def test_a_second_server_names_the_first_and_takes_no_request_from_it(served: Se
         assert sum(future.result() for future in asking) > 20
     assert not lost
 
+    assert httpx.get(f"{served.url}/readyz", timeout=60).status_code == 200
+
+
+def test_a_port_that_is_shared_already_is_noticed_by_the_application() -> None:
+    """Neither side has the proxy's guard: the app builder names the other process and ends its own `serve run`."""
     unguarded = light_config()
     del unguarded["controller_options"]
-    assert named in log_of_second(unguarded, served.port)
-    assert httpx.get(f"{served.url}/readyz", timeout=60).status_code == 200
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert f"port {port} is taken by process {os.getpid()} (" in log_of_second(unguarded, port)
 
 
 def test_a_voter_that_cannot_start_ends_it_with_one_line() -> None:
