@@ -1,4 +1,4 @@
-"""What can go wrong for a user, and how each way is answered.
+"""What can go wrong for a user.
 
     MacerError                      anything a user can cause or repair
     ├── ParameterError              a value outside its allowed range
@@ -15,14 +15,12 @@
     │   ├── UndecodableError        damaged, empty, or not an image at all
     │   ├── UnsupportedTypeError    an image, of a kind that is not accepted
     │   └── TooLargeError           too many bytes or pixels
-    └── VerificationError           a certificate that does not hold
-        ├── InconsistentError       its fields do not follow from each other, or its mac or votes are not the server's
-        ├── MismatchError           it is about another image or checkpoint
-        ├── OtherKeyError           it was issued under a key that the auditor does not hold
-        └── ContradictedError       fresh votes speak against it
+    ├── VerificationError           a signature or proof that cannot be accepted
+    │   ├── SignatureError          it does not hold
+    │   └── OtherKeyError           it was made with a key that the auditor does not hold
+    └── ServingError                a server that cannot start, or cannot answer now
 
-Every class carries the HTTP status and the exit code with which the edges answer it, so that the two
-tables cannot drift apart.
+Each edge answers them by a table of its own: `macer_serve.cli.exit_codes`, `macer_serve.serving.problems`.
 """
 
 from __future__ import annotations
@@ -31,13 +29,11 @@ from __future__ import annotations
 class MacerError(Exception):
     """An error that a user can cause or repair; its message says what to do."""
 
-    status: int = 500
-    exit_code: int = 1
     title: str = "Error"
 
 
 class ParameterError(MacerError, ValueError):
-    status, exit_code, title = 422, 2, "Parameter outside its allowed range"
+    title = "Parameter outside its allowed range"
 
 
 class MissingFactsError(ParameterError):
@@ -49,27 +45,27 @@ class MissingFactsError(ParameterError):
 
 
 class CheckpointError(MacerError):
-    status, exit_code, title = 500, 3, "Checkpoint cannot be used"
+    title = "Checkpoint cannot be used"
 
 
 class DataError(MacerError):
-    status, exit_code, title = 500, 4, "Data set cannot be used"
+    title = "Data set cannot be used"
 
 
 class LogError(MacerError):
-    status, exit_code, title = 500, 5, "Certification log cannot be used"
+    title = "Certification log cannot be used"
 
 
 class OutputError(MacerError):
-    status, exit_code, title = 500, 14, "Output cannot be written"
+    title = "Output cannot be written"
 
 
 class TrainingError(MacerError):
-    status, exit_code, title = 500, 6, "Training stopped"
+    title = "Training stopped"
 
 
 class EngineError(MacerError):
-    status, exit_code, title = 503, 7, "Voter cannot answer"
+    title = "Voter cannot answer"
 
 
 class EngineMismatchError(EngineError):
@@ -77,11 +73,11 @@ class EngineMismatchError(EngineError):
 
 
 class IssuerKeyError(MacerError):
-    status, exit_code, title = 500, 9, "Issuer's key cannot be used"
+    title = "Issuer's key cannot be used"
 
 
 class UploadError(MacerError):
-    status, exit_code, title = 400, 8, "Upload cannot be used"
+    title = "Upload cannot be used"
 
 
 class UndecodableError(UploadError):
@@ -89,31 +85,27 @@ class UndecodableError(UploadError):
 
 
 class UnsupportedTypeError(UploadError):
-    status, title = 415, "Image type is not supported"
+    title = "Image type is not supported"
 
 
 class TooLargeError(UploadError):
-    status, title = 413, "Image is too large"
+    title = "Image is too large"
 
 
 class VerificationError(MacerError):
-    status, exit_code, title = 422, 10, "Certificate does not hold"
+    title = "Signature cannot be accepted"
 
 
-class InconsistentError(VerificationError):
-    title = "Certificate is inconsistent or forged"
-
-
-class MismatchError(VerificationError):
-    exit_code, title = 11, "Certificate is about another image or checkpoint"
+class SignatureError(VerificationError):
+    title = "Signature does not hold"
 
 
 class OtherKeyError(VerificationError):
-    exit_code, title = 13, "Certificate was issued under another key"
+    title = "Issued under another key"
 
 
-class ContradictedError(VerificationError):
-    exit_code, title = 12, "Certificate is contradicted by fresh votes"
+class ServingError(MacerError):
+    title = "Server cannot answer"
 
 
 def first_line(error: BaseException) -> str:

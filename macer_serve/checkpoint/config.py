@@ -19,6 +19,7 @@ SCHEMA_VERSION = 2
 WEIGHTS, GRAPH, INT8 = "model.safetensors", "model.onnx", "model.int8.onnx"
 
 _IMPORTED = ("outputs", "source")
+_CLAIM = ("architecture", "classes", "files", "input_shape", "mean", "outputs", "resize", "sigma", "std")
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
 
@@ -152,13 +153,15 @@ class CheckpointConfig:
 
     @property
     def digest(self) -> str:
-        """`sha256:...` of the whole configuration, the files' digests included: the identity of the classifier."""
-        return "sha256:" + hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+        """Returns `sha256:...` of what determines the claim: the network's files and `_CLAIM`.
+
+        The noise of an image follows from this digest. Editing the name, the metrics or other notes changes nothing.
+        """
+        whole = self.to_json() | {"outputs": self.outputs}
+        return digest_of(canonical_json({name: whole[name] for name in _CLAIM}))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the configuration as JSON. The fields of imported networks are left out if they say nothing, so that
-        the digests of older checkpoints stay what they were.
-        """
+        """Returns the configuration as JSON. The fields of imported networks are left out if they say nothing."""
         data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {k: v for k, v in data.items() if not (k in _IMPORTED and v in ("logits", {}))}
 

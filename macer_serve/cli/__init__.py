@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 
+from macer_serve.cli.exit_codes import exit_code
 from macer_serve.errors import MacerError
 from macer_serve.version import __version__
 
 _COMMANDS = {
+    "serve": "Serve certified inference over HTTP.",
     "train": "Train a base classifier for smoothing.",
     "import": "Make a checkpoint of your own network.",
     "certify": "Certify a data set and write a log.",
@@ -49,17 +51,14 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except MacerError as error:
             click.echo(f"macer: {error}", err=True)
-            ctx.exit(error.exit_code)
+            ctx.exit(exit_code(error))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="macer")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is chosen and why.")
 def main(verbose: bool) -> None:
-    """Certified inference by randomized smoothing: train, import, certify, report, predict, verify, export, quantize.
-
-    To serve: serve run deployments/smoothed.yaml
-    """
+    """Certified inference by randomized smoothing: serve, train, import, certify, report, predict, verify, export."""
     # Before torch is loaded: threads that spin while they wait take the cores from whatever else runs here, and two
     # such programs bring each other to a standstill.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -54,7 +54,7 @@ def public(file: Path, pem: bool) -> None:
 def check(file: Path) -> None:
     """Check every key of FILE, a private key file or a JWK Set, and its permutation proof.
 
-    Exits with code 9 if one of the keys is refused.
+    Exits with code 17 if one of the keys is refused.
     """
     keys = _public(file)
     for key in map(keys.__getitem__, keys):

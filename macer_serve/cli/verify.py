@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from macer_serve.cli.exit_codes import VERDICTS
 from macer_serve.cli.image_arguments import image_of
 
 if TYPE_CHECKING:
@@ -18,20 +19,6 @@ if TYPE_CHECKING:
     from macer_serve.verification import Document, Verification
     from macer_serve.voters import Voter
 
-# Exit codes by verdict. The README and `docs/guarantee.md` say what each verdict means.
-EXIT_CODES = {
-    "proved": 0,
-    "altered": 10,
-    "about another image or checkpoint": 11,
-    "contradicted": 12,
-    "issued under another key": 13,
-    "not readable": 14,
-    "policy not fixed beforehand": 15,
-    "consistent": 20,
-    "another engine": 21,
-    "signed, evidence withheld": 22,
-    "not authenticated": 23,
-}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -77,7 +64,7 @@ def command(
       13  issued under another key           23  not authenticated
       14  not readable
       15  policy not fixed beforehand
-      2   a parameter is out of range; 3 checkpoint, 7 voter, 8 image, 9 key cannot be used
+      2   a parameter is out of range; 3 checkpoint, 7 voter, 8 image, 17 key cannot be used
     """
     import json
 
@@ -90,7 +77,7 @@ def command(
     if not certificate.is_dir():
         report, verdict = auditor.verdict(certificate, image)
         click.echo(json.dumps(report, indent=2) if as_json else _in_words(report, verbose))
-        sys.exit(EXIT_CODES[verdict])
+        sys.exit(VERDICTS[verdict])
     verdicts = []
     for file, about in _pairs(certificate, Path(image)):
         report, verdict = auditor.verdict(file, str(about))
@@ -100,9 +87,9 @@ def command(
         else:
             click.echo(f"{verdict:<34} {file}")
     if not as_json:
-        counts = {verdict: verdicts.count(verdict) for verdict in EXIT_CODES if verdict in verdicts}
+        counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
         click.echo(", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
-    sys.exit(max((EXIT_CODES[verdict] for verdict in verdicts), key=_gravity))
+    sys.exit(max((VERDICTS[verdict] for verdict in verdicts), key=_gravity))
 
 
 class _Auditor:

@@ -77,12 +77,16 @@ class Issuer:
 
     def save(self, path: str | Path) -> None:
         """Write a new key file, readable by its owner alone. Raises `IssuerKeyError` if the file exists."""
+        write_new(Path(path), self.to_key_file())
+
+    def to_key_file(self) -> str:
+        """Returns the text of the key file, private key included, which `read` reads."""
         numbers = self._private.private_numbers()
         members = {"d": numbers.d, "p": numbers.p, "q": numbers.q}
         members |= {"dp": numbers.dmp1, "dq": numbers.dmq1, "qi": numbers.iqmp}
         secret = {name: encode_integer(value) for name, value in members.items()}
         keys = [{**self.key.to_jwk(), **secret}, *json.loads(self.keys.to_json())["keys"][1:]]
-        write_new(Path(path), json.dumps({"keys": keys}, indent=1) + "\n")
+        return json.dumps({"keys": keys}, indent=1) + "\n"
 
     @property
     def key_id(self) -> str:

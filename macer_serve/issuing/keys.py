@@ -8,7 +8,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from macer_serve.errors import InconsistentError, IssuerKeyError, OtherKeyError, ParameterError
+from macer_serve.errors import IssuerKeyError, OtherKeyError, ParameterError, SignatureError
 from macer_serve.issuing.base64url import decode, decode_integer, encode, encode_integer
 from macer_serve.issuing.jws import CERTIFICATE, Parts, take_apart
 from macer_serve.issuing.permutation import ROOTS, fault
@@ -54,7 +54,7 @@ class IssuerKey:
     def seed(self, proof: str, *, input_digest: str, model_digest: str, policy_digest: str) -> bytes:
         """Returns the 16-byte noise seed that follows from a seed proof in base64url.
 
-        Raises `ParameterError` for malformed digests or base64url, `InconsistentError` if the proof is not this key's
+        Raises `ParameterError` for malformed digests or base64url, `SignatureError` if the proof is not this key's
         for these digests.
         """
         message = seed_message(
@@ -62,14 +62,14 @@ class IssuerKey:
         )
         signature = decode(proof, "the seed proof")
         if not accepts(self.n, message, signature):
-            raise InconsistentError("the seed proof is not this key's for this input, model and policy")
+            raise SignatureError("the seed proof is not this key's for this input, model and policy")
         return seed_of(signature)
 
     def payload(self, jws: str, typ: str = CERTIFICATE) -> bytes:
         """Returns the payload of a JWS that this key signed.
 
         Raises `ParameterError` for a text that is not a JWS of this type, `OtherKeyError` if it names another key,
-        `InconsistentError` if the signature does not hold.
+        `SignatureError` if the signature does not hold.
         """
         parts = take_apart(jws)
         if parts.kid != self.kid:
@@ -81,7 +81,7 @@ class IssuerKey:
         if parts.typ != typ:
             raise ParameterError(f"the signed record is of the type {parts.typ}, not {typ}")
         if not accepts(self.n, parts.signing_input, parts.signature):
-            raise InconsistentError("the signature does not hold: the record was changed, or this key never signed it")
+            raise SignatureError("the signature does not hold: the record was changed, or this key never signed it")
         return parts.payload
 
     def to_jwk(self) -> dict[str, Any]:

@@ -3,33 +3,42 @@
 # Ray serialises the routes at decoration: annotations must be types, not postponed strings, and whatever a
 # handler calls must be defined above it or imported.
 import asyncio
-import base64
-import hashlib
+import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from ray import serve
 
+from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.errors import ParameterError
 from macer_serve.images import UploadLimits
+from macer_serve.issuing import Issuer, SeedProof
 from macer_serve.serving import problems
-from macer_serve.serving.problems import ClientLeftError, OverloadedError, SlowUploadError, UnknownModelError
+from macer_serve.serving.documentation import ASSETS, BODY, DOCS, PAGE, PROBLEMS, RESPONSES, asset
+from macer_serve.serving.middleware import Cors, ReadOn
+from macer_serve.serving.ports import keep_to_loopback, metrics_addresses
+from macer_serve.serving.problems import (
+    ClientLeftError,
+    DrainingError,
+    OverloadedError,
+    SlowUploadError,
+    UnknownModelError,
+)
+from macer_serve.serving.query import PredictQuery
 from macer_serve.serving.remote_voter import RemoteVoter
-from macer_serve.serving.schemas import Answer, ModelDescription, Problem, Progress, Timing, answer, progress
+from macer_serve.serving.schemas import Answer, ModelDescription, Progress, Timing, answer, progress
 from macer_serve.serving.settings import AppSettings, ModelSettings
 from macer_serve.serving.streaming import EventStream, events
-from macer_serve.serving.uploads import BODY_SCHEMA, read_image
-from macer_serve.smoothed import Question, SmoothedClassifier
+from macer_serve.serving.uploads import read_image
+from macer_serve.smoothed import ModelInput, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
@@ -37,16 +46,8 @@ from macer_serve.version import __version__
 
 log = logging.getLogger("ray.serve")
 
-_PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-_SCRIPT = re.search(r"<script>(.*?)</script>", _PAGE, re.DOTALL)
-_SCRIPT_DIGEST = base64.b64encode(hashlib.sha256((_SCRIPT[1] if _SCRIPT else "").encode()).digest()).decode()
-_PAGE_HEADERS = {  # the page's own script runs, and no other, wherever it might come from
-    "Content-Security-Policy": f"default-src 'none'; script-src 'sha256-{_SCRIPT_DIGEST}'; style-src 'unsafe-inline'; "
-    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
+_PROBE_S = 2.0  # for a voter to say that it is ready
 _DECODERS = 4  # uploads decoded at a time: each may take some 100 MB
-_PARAMETERS = ("model", "n", "alpha", "radius", "tolerance", "mode", "timeout_s", "stream")
 
 T = TypeVar("T")
 
@@ -54,26 +55,12 @@ app = FastAPI(
     title="macer-serve",
     version=__version__,
     description="Certified inference: every answer carries an L2 radius inside which nothing changes the class.",
+    docs_url=None,  # ours needs no other server
+    redoc_url=None,
 )
 problems.install(app)
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {problems.MEDIA_TYPE: {}}, "description": what}
-    for status, what in {
-        400: "The image cannot be decoded",
-        404: "Unknown model",
-        408: "The upload takes too long",
-        413: "Too many bytes or pixels",
-        415: "Not PNG, JPEG or WebP",
-        422: "A parameter is outside its range",
-        429: "Too many requests; see Retry-After",
-        503: "No voter is available; see Retry-After",
-    }.items()
-}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    **_PROBLEMS,
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The answer, or a stream"},
-}
+app.add_middleware(ReadOn)
+app.add_middleware(Cors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,26 +96,27 @@ async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 async def _certify(
     served: Served,
-    question: Question,
+    model_input: ModelInput,
+    proof: SeedProof,
     plan: Plan,
     cap: int,
     budget_s: float,
     progress: Callable[[Certificate], None] | None = None,
 ) -> Certificate:
-    """The certificate, or what of it is proved when the time for votes is over; `progress` sees it grow."""
-    run = served.classifier.certification(question, plan, cap=cap)
+    """Returns the certificate, or what is proved when the time for votes is over; `progress` sees it grow."""
+    run = served.classifier.certification(model_input, plan, cap=cap)
     voter = await served.voter.describe()
 
     def report(run: Certification) -> None:
         if progress is not None and not run.done:
-            progress(served.classifier.certificate(question, run, voter.engine))
+            progress(served.classifier.certificate(model_input, run, proof, voter.engine))
 
     try:
         async with asyncio.timeout(budget_s):
-            await served.voter.drive(run, question, voter, report)
+            await served.voter.drive(run, model_input.x, proof.seed, voter, report)
     except TimeoutError:
         run.stop("deadline")
-    return served.classifier.certificate(question, run, voter.engine)
+    return served.classifier.certificate(model_input, run, proof, voter.engine)
 
 
 def _ms(seconds: float) -> float:
@@ -137,32 +125,68 @@ def _ms(seconds: float) -> float:
 
 @serve.ingress(app)
 class Ingress:
-    """Holds a request's state in its coroutine; no statistics and no network live here."""
+    """Keeps the state of each request in its coroutine; no statistics and no network live here."""
 
-    def __init__(self, settings: AppSettings, secret: bytes, voters: dict[str, Any]) -> None:
+    def __init__(
+        self, settings: AppSettings, configs: dict[str, CheckpointConfig], key: str, voters: dict[str, Any]
+    ) -> None:
+        keep_to_loopback()
+        Cors.allow(settings.cors_origins)
         self._limits = settings.limits
         limits = UploadLimits(settings.limits.bytes, settings.limits.pixels)
+        self._issuer = Issuer.read(key)  # an issuer cannot be pickled
         self._models = {}
         for name, m in settings.models.items():
-            classifier = SmoothedClassifier.without_voter(m.checkpoint, noise=m.noise, secret=secret, limits=limits)
+            classifier = SmoothedClassifier(configs[name], noise=m.noise, issuer=self._issuer, limits=limits)
             voter = RemoteVoter(voters[name], m.replicas, classifier.config.digest)
             self._models[name] = Served(classifier, voter, m)
         self._default = next(iter(settings.models))
         # Its own threads, not `to_thread`: a client that leaves does not stop its decoder, nor free the place.
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
+        self._signer = ThreadPoolExecutor(1, "signer")  # so that no answer waits for the decoding of uploads
         self._in_work = 0
+        self._draining, self._idle = False, asyncio.Event()
+        self._idle.set()
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def drain(self) -> None:
+        """Refuses new requests from now on; returns when those in flight are answered."""
+        self._draining = True
+        await self._idle.wait()
+
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page(self) -> HTMLResponse:
-        return HTMLResponse(_PAGE, headers=_PAGE_HEADERS)
+        html, headers = PAGE
+        return HTMLResponse(html, headers=headers)
 
+    @app.head("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs(self) -> HTMLResponse:
+        html, headers = DOCS
+        return HTMLResponse(html, headers=headers)
+
+    @app.get("/docs/{name}", include_in_schema=False)
+    async def docs_asset(self, name: str) -> Response:
+        if name not in ASSETS:
+            raise HTTPException(404, "there is no such page; see /docs")
+        return Response(asset(name), media_type=ASSETS[name], headers={"Cache-Control": "max-age=86400"})
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(self) -> Response:
+        ports = await asyncio.to_thread(metrics_addresses)
+        raise HTTPException(404, f"metrics in Prometheus' format are served by each Ray node: {', '.join(ports)}")
+
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="The ingress is alive")
     async def healthz(self) -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Every model can certify", responses={503: _PROBLEMS[503]})
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", summary="Every model can certify", responses={503: PROBLEMS[503]})
     async def readyz(self) -> dict[str, Any]:
-        described = await asyncio.gather(*(m.voter.describe() for m in self._models.values()))
+        if self._draining:
+            raise DrainingError("the server is shutting down")
+        described = await asyncio.gather(*(m.voter.describe(_PROBE_S) for m in self._models.values()))
         return {
             "status": "ready",
             "models": {
@@ -171,35 +195,40 @@ class Ingress:
             },
         }
 
+    @app.head("/.well-known/jwks.json", include_in_schema=False)
+    @app.get("/.well-known/jwks.json", summary="The public keys that check seeds and signatures")
+    async def keys(self) -> dict[str, Any]:
+        return json.loads(self._issuer.keys.to_json())  # type: ignore[no-any-return]
+
+    @app.head("/models", include_in_schema=False)
     @app.get("/models", summary="The models served")
     async def models(self) -> list[ModelDescription]:
         return [self._describe(name) for name in self._models]
 
-    @app.post("/v1/predict", responses=_RESPONSES, openapi_extra=BODY_SCHEMA, summary="Certify an image")
-    @app.post("/predict", responses=_RESPONSES, openapi_extra=BODY_SCHEMA, summary="Certify an image")
-    async def predict(
-        self,
-        request: Request,
-        response: Response,
-        model: Annotated[str | None, Query(description="A name of /models; default: the first.")] = None,
-        n: Annotated[int | None, Query(ge=1, description="A cap on estimation votes, at most the plan's n.")] = None,
-        alpha: Annotated[float | None, Query(gt=0, description="1 - confidence, up to the server's limit.")] = None,
-        radius: Annotated[float | None, Query(gt=0, description="Stop when so large a radius is decided.")] = None,
-        tolerance: Annotated[float | None, Query(gt=0, description="Stop so near the best radius.")] = None,
-        mode: Annotated[Literal["certify", "predict"], Query(description="predict: the class, no radius.")] = "certify",
-        timeout_s: Annotated[float | None, Query(gt=0, description="Deadline, up to the server's limit.")] = None,
-        stream: Annotated[bool, Query(description="Server-sent events: progress, then one result or error.")] = False,
-    ) -> Answer:
+    @app.get("/v1/predict/", include_in_schema=False)
+    @app.get("/v1/predict", include_in_schema=False)
+    @app.get("/predict/", include_in_schema=False)
+    @app.get("/predict", include_in_schema=False)
+    async def how_to_predict(self) -> Response:
+        detail = "send an image by POST, for example curl -F file=@image.png, or open / in a browser; /docs says more"
+        raise HTTPException(405, detail, headers={"Allow": "POST"})
+
+    @app.post("/v1/predict/", include_in_schema=False)
+    @app.post("/v1/predict", responses=RESPONSES, openapi_extra=BODY, summary="Certify an image")
+    @app.post("/predict/", include_in_schema=False)
+    @app.post("/predict", responses=RESPONSES, openapi_extra=BODY, summary="Certify an image")
+    async def predict(self, request: Request, response: Response, query: Annotated[PredictQuery, Query()]) -> Answer:
         """The class of the image and the radius inside which nothing changes it, or an abstention (also 200)."""
         named = Counter(name for name, _ in request.query_params.multi_items())
-        if unknown := sorted(set(named) - set(_PARAMETERS)):
-            raise ParameterError(f"unknown parameter {', '.join(unknown)}; known: {', '.join(_PARAMETERS)}")
         if repeated := [name for name, times in named.items() if times > 1]:
             raise ParameterError(f"{', '.join(repeated)} is given more than once")
-        served = self._served(model)
+        served = self._served(query.model)
+        alpha, timeout_s = query.alpha, query.timeout_s
         if alpha is not None and alpha > self._limits.alpha:
             raise ParameterError(f"alpha must not exceed this server's {self._limits.alpha:g}, not {alpha:g}")
-        plan, cap = served.settings.asked(mode=mode, n=n, alpha=alpha, radius=radius, tolerance=tolerance)
+        plan, cap = served.settings.asked(
+            mode=query.mode, n=query.n, alpha=alpha, radius=query.radius, tolerance=query.tolerance
+        )
         limit = self._limits.timeout_s
         if timeout_s is not None and timeout_s > limit:
             raise ParameterError(f"timeout_s must not exceed this server's {limit:g}, not {timeout_s:g}")
@@ -212,29 +241,34 @@ class Ingress:
             except TimeoutError:
                 raise SlowUploadError(f"the upload was not complete after {limit:g} s") from None
             uploaded = time.perf_counter()
-            question, began, decoded = await _unless_left(request, self._decode(served, data))
+            decoding = self._decode(served, data, plan)
+            model_input, proof, began, decoded = await _unless_left(request, decoding)
 
             async def certify(report: Callable[[Progress], None] | None = None) -> Answer:
                 growing = None if report is None else lambda certificate: report(progress(certificate))
-                work = _certify(served, question, plan, cap, budget, growing)
+                work = _certify(served, model_input, proof, plan, cap, budget, growing)
                 certificate = await _unless_left(request, work)
+                jws = await asyncio.get_running_loop().run_in_executor(
+                    self._signer, served.classifier.signed, certificate
+                )
                 finished = time.perf_counter()
                 timing = Timing(
                     queue=_ms(began - uploaded), decode=_ms(decoded - began), certify=_ms(finished - decoded)
                 )
-                return answer(certificate, served.classifier.config.classes, timing)
+                return answer(certificate, jws, served.classifier.config.classes, timing)
 
-            if stream:  # the place goes with it
+            if query.stream:  # the place goes with it
                 return EventStream(events(certify, request.url.path), place.pop_all().aclose)  # type: ignore[return-value]
             response.headers["Cache-Control"] = "no-store"
             return await certify()
 
-    async def _decode(self, served: Served, data: bytes) -> tuple[Question, float, float]:
-        """The question of an upload, and when its decoding began and ended."""
+    async def _decode(self, served: Served, data: bytes, plan: Plan) -> tuple[ModelInput, SeedProof, float, float]:
+        """Returns an upload as model input, its seed under the plan's policy, and when decoding began and ended."""
 
-        def timed() -> tuple[Question, float, float]:
+        def timed() -> tuple[ModelInput, SeedProof, float, float]:
             began = time.perf_counter()
-            return served.classifier.question(data), began, time.perf_counter()
+            model_input = served.classifier.model_input(data)
+            return model_input, served.classifier.seed_proof(model_input, plan), began, time.perf_counter()
 
         return await asyncio.get_running_loop().run_in_executor(self._decoders, timed)
 
@@ -246,14 +280,22 @@ class Ingress:
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
-        """One of the places for requests in work; raises `OverloadedError` where all are taken."""
+        """Holds one of the places for requests in work.
+
+        Raises `OverloadedError` if all are taken, `DrainingError` if the server is about to end.
+        """
+        if self._draining:
+            raise DrainingError("the server is shutting down; try again shortly")
         if self._in_work >= self._limits.concurrent:
             raise OverloadedError(f"{self._in_work} requests are in work already; try again shortly")
         self._in_work += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self._in_work -= 1
+            if not self._in_work:
+                self._idle.set()
 
     def _describe(self, name: str) -> ModelDescription:
         served = self._models[name]

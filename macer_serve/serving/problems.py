@@ -12,7 +12,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from macer_serve.errors import MacerError
+from macer_serve.errors import (
+    EngineError,
+    MacerError,
+    ParameterError,
+    ServingError,
+    TooLargeError,
+    UnsupportedTypeError,
+    UploadError,
+)
 
 log = logging.getLogger("ray.serve")
 
@@ -20,48 +28,82 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 
 
-class OverloadedError(MacerError):
-    status, exit_code, title = 429, 9, "Too many requests"
+class OverloadedError(ServingError):
+    title = "Too many requests"
 
 
-class UnavailableError(MacerError):
-    status, exit_code, title = 503, 9, "No voter is available"
+class UnavailableError(ServingError):
+    title = "No voter is available"
 
 
-class SlowUploadError(MacerError):
-    status, exit_code, title = 408, 9, "Upload takes too long"
+class DrainingError(ServingError):
+    title = "Server is shutting down"
 
 
-class ClientLeftError(MacerError):
-    """Nobody reads this answer; 499 is what access logs call it."""
+class SlowUploadError(ServingError):
+    title = "Upload takes too long"
 
-    status, exit_code, title = 499, 9, "Client left"
+
+class ClientLeftError(ServingError):
+    title = "Client left"
+
+
+class SeveralImagesError(UploadError):
+    title = "More than one image"
 
 
 class UnknownModelError(MacerError):
-    status, exit_code, title = 404, 2, "Unknown model"
+    title = "Unknown model"
+
+
+# The HTTP status of each kind of error: the nearest ancestor that is listed decides.
+STATUSES: dict[type[MacerError], int] = {
+    MacerError: 500,
+    UploadError: 400,
+    UnknownModelError: 404,
+    SlowUploadError: 408,
+    TooLargeError: 413,
+    UnsupportedTypeError: 415,
+    ParameterError: 422,
+    SeveralImagesError: 422,
+    OverloadedError: 429,
+    ClientLeftError: 499,  # nobody reads this answer; access logs call it so
+    EngineError: 503,
+    ServingError: 503,
+}
+
+
+def status_of(error: MacerError) -> int:
+    """Returns the HTTP status with which an error is answered."""
+    return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
 
 
 def document(status: int, title: str, detail: str) -> dict[str, Any]:
-    """RFC 9457's members."""
+    """Returns the members of RFC 9457."""
     return {"type": "about:blank", "title": title, "status": status, "detail": detail}
 
 
-def of(error: MacerError) -> dict[str, Any]:
-    """The document of an error that a user can cause or repair."""
-    return document(error.status, error.title, str(error))
+def document_for(error: MacerError) -> dict[str, Any]:
+    """Returns the document of an error that a user can cause or repair."""
+    return document(status_of(error), error.title, str(error))
 
 
 def unforeseen(where: str) -> dict[str, Any]:
-    """The document of a defect, whose traceback goes to the log: to be called where it is caught."""
+    """Returns the document of a defect and logs its traceback. Must be called while the exception is handled."""
     log.exception("unforeseen error on %s", where)
     return document(500, "Internal error", "This is a defect of the server; its log has the details.")
 
 
 def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The problem document; 429 and 503 say when to come back."""
+    """Returns the response with the problem document; 429 and 503 say when to come back."""
     headers = {**(headers or {}), **({"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {})}
     return JSONResponse(document(status, title, detail), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    """Returns one of pydantic's errors as `parameter: what is wrong`."""
+    where, words = ".".join(map(str, error["loc"][1:])), error["msg"].removeprefix("Value error, ")
+    return f"{where}: {words}" if where else words
 
 
 def install(app: FastAPI) -> None:
@@ -69,12 +111,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(MacerError)
     async def ours(request: Request, error: MacerError) -> JSONResponse:
-        return problem(error.status, error.title, str(error))
+        return problem(status_of(error), error.title, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        details = [f"{'.'.join(str(p) for p in e['loc'][1:])}: {e['msg']}" for e in error.errors()]
-        return problem(422, "Parameter outside its allowed range", "; ".join(details))
+        return problem(422, ParameterError.title, "; ".join(map(_fault, error.errors())))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:

@@ -13,8 +13,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.problems import UnavailableError
 from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
-from macer_serve.smoothed import Question
 from macer_serve.smoothing.certification import Certification
+from macer_serve.smoothing.noise import FixedPoint
 from macer_serve.smoothing.votes import Draw, Votes
 from macer_serve.smoothing.window import Window
 
@@ -48,18 +48,19 @@ class RemoteVoter:
     async def drive(
         self,
         run: Certification,
-        question: Question,
+        x: FixedPoint,
+        seed: bytes,
         voter: VoterDescription,
         progress: Callable[[Certification], None] = lambda run: None,
     ) -> None:
-        """Run the certification to its end, every vote by the engine described; `progress` is called after each step.
+        """Run the certification of `x` under `seed` to its end; `progress` is called after each step.
 
-        Cancelling this coroutine cancels what is in flight. Raises `UnavailableError` where no replica of
-        that engine answers.
+        Every vote is by the engine described. Cancelling this coroutine cancels what is in flight. Raises
+        `UnavailableError` if no replica of that engine answers.
         """
 
         def submit(draws: list[Draw]) -> asyncio.Task[list[Votes]]:
-            request = VoteRequest(question.x, question.seed, tuple(draws), voter.engine)
+            request = VoteRequest(x, seed, tuple(draws), voter.engine)
             return asyncio.create_task(self._count(request))
 
         window: Window[asyncio.Task[list[Votes]]] = Window(run, voter.batch_sizes, voter.workers * self._replicas)

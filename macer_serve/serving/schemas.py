@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from macer_serve.smoothing.certificate import Certificate
+from macer_serve.smoothing.certificate import Certificate, ranked
 
 
 class ClassVotes(BaseModel):
@@ -33,7 +33,10 @@ class Answer(BaseModel):
     top: list[ClassVotes] = Field(description="Up to five classes by estimation votes.")
     reason: str | None = Field(description="Why the answer is an abstention.")
     stopped: str | None = Field(description="What ended the run: radius, tolerance, futility, n, cap or deadline.")
-    certificate: dict[str, Any] = Field(description="Self-contained and signed; identical for identical requests.")
+    certificate: dict[str, Any] = Field(description="Self-contained; identical for identical requests.")
+    certificate_jws: str | None = Field(
+        description="The certificate as a JWS (RS256), signed by the key that `/.well-known/jwks.json` gives."
+    )
     issued_at: str
     timing_ms: Timing
 
@@ -85,20 +88,19 @@ def progress(certificate: Certificate) -> Progress:
     )
 
 
-def answer(certificate: Certificate, classes: tuple[str, ...], timing: Timing) -> Answer:
-    """The answer that carries the certificate."""
-    votes = certificate.votes_by_class()
-    ranked = sorted((c for c in range(len(classes)) if votes[c]), key=lambda c: -votes[c])
+def answer(certificate: Certificate, jws: str | None, classes: tuple[str, ...], timing: Timing) -> Answer:
+    """Returns the answer that carries the certificate and its signed form."""
     return Answer(
         label=certificate.label,
         class_id=certificate.class_id,
         abstained=certificate.abstained,
         radius=certificate.radius,
         upload_radius=certificate.upload_radius,
-        top=[ClassVotes(label=classes[c], class_id=c, votes=votes[c]) for c in ranked[:5]],
+        top=[ClassVotes(label=label, class_id=c, votes=n) for label, c, n in ranked(certificate, classes)],
         reason=certificate.reason,
         stopped=certificate.stopped,
         certificate=certificate.to_json(),
+        certificate_jws=jws,
         issued_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         timing_ms=timing,
     )

@@ -16,6 +16,8 @@ from macer_serve.voters import VoterOptions
 # A model's name is part of its voter deployment's name, of metrics and of URLs.
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
+
 
 def _known_bound(name: str) -> str:
     """Returns the name of a bound. Raises `ParameterError` if there is none of that name."""
@@ -108,8 +110,13 @@ class AppSettings(_Strict):
 
     models: dict[ModelName, ModelSettings]
     limits: LimitSettings = LimitSettings()
-    secret_file: str | None = Field(
-        None, description="File with the secret of seeds and macs (16 bytes or more). Default: a fresh one a start."
+    key_file: str | None = Field(
+        None,
+        description="Private key file of seeds and signatures, made by `macer key new`. Default: a new key a start.",
+    )
+
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="Origins whose pages may use the server, as https://example.org; * for all. Default: none."
     )
 
     @model_validator(mode="after")

@@ -49,7 +49,7 @@ async def events(certify: Certify, where: str) -> AsyncIterator[bytes]:
         except ClientLeftError:
             return
         except MacerError as error:
-            yield format_sse_event(event="error", data_str=json.dumps(problems.of(error)))
+            yield format_sse_event(event="error", data_str=json.dumps(problems.document_for(error)))
         except Exception:
             yield format_sse_event(event="error", data_str=json.dumps(problems.unforeseen(where)))
     finally:

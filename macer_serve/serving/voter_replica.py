@@ -10,6 +10,7 @@ from ray import serve
 
 from macer_serve.checkpoint import load_checkpoint
 from macer_serve.errors import EngineMismatchError
+from macer_serve.serving.ports import keep_to_loopback
 from macer_serve.serving.settings import ModelSettings
 from macer_serve.smoothing.noise import FixedPoint
 from macer_serve.smoothing.votes import Draw, Votes
@@ -54,6 +55,7 @@ class VoterReplica:
     """One voter, warmed up before the replica is ready. Small requests of different inputs share a pass."""
 
     def __init__(self, settings: ModelSettings) -> None:
+        keep_to_loopback()
         config, classifier = load_checkpoint(settings.checkpoint)
         self._voter = open_voter(classifier, sigma=config.sigma, noise=settings.noise, options=settings.voter)
         self._digest, self._passes = config.digest, 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from macer_serve.errors import InconsistentError, OtherKeyError, ParameterError
+from macer_serve.errors import OtherKeyError, ParameterError, SignatureError
 from macer_serve.issuing import CERTIFICATE, CLAIM, Issuer, KeySet
 from macer_serve.issuing.base64url import decode, encode
 from macer_serve.issuing.jws import MAX_CHARACTERS, TYPES
@@ -64,14 +64,14 @@ def test_another_key_is_named_and_never_called_a_forgery(issuer: Issuer, other: 
 def test_a_record_of_another_key_under_this_kid_does_not_hold(issuer: Issuer, other: Issuer) -> None:
     header, payload, signature = other.sign(PAYLOAD).split(".")
     renamed = encode(decode(header, "").replace(other.key.kid.encode(), issuer.key.kid.encode()))
-    with pytest.raises(InconsistentError, match="does not hold"):
+    with pytest.raises(SignatureError, match="does not hold"):
         issuer.keys.open(f"{renamed}.{payload}.{signature}")
 
 
 def test_a_changed_payload_does_not_hold(issuer: Issuer) -> None:
     header, _, signature = issuer.sign(PAYLOAD).split(".")
     for payload in (PAYLOAD.replace(b"0.5", b"0.9"), PAYLOAD + b" ", b"{}"):
-        with pytest.raises(InconsistentError, match="does not hold"):
+        with pytest.raises(SignatureError, match="does not hold"):
             issuer.keys.open(f"{header}.{encode(payload)}.{signature}")
 
 
@@ -79,9 +79,9 @@ def test_a_seed_proof_signs_no_record(issuer: Issuer) -> None:
     """The message of a seed proof begins with byte 00, which no signing input of a JWS contains."""
     digests = {f"{name}_digest": "sha256:" + "a" * 64 for name in ("input", "model", "policy")}
     header, payload, signature = issuer.sign(PAYLOAD).split(".")
-    with pytest.raises(InconsistentError):
+    with pytest.raises(SignatureError):
         issuer.keys.open(f"{header}.{payload}.{issuer.seed_proof(**digests).text}")
-    with pytest.raises(InconsistentError):
+    with pytest.raises(SignatureError):
         issuer.key.seed(signature, **digests)
 
 

@@ -12,36 +12,53 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 import yaml
+from brightness import issuer
+from torch import nn
+
+from macer_serve.checkpoint import load_model, save_checkpoint
+from macer_serve.issuing import Issuer
 
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "tests" / "images").glob("*.png"))
-SECRET = b"a secret of tests, longer than sixteen bytes"
-START_S = 240  # a loaded machine compiles slowly
+START_S = 400  # a loaded machine compiles slowly
 
 pytest.importorskip("ray")
 
 
-class Server:
-    """A running `serve run`; `processes` are those of its Ray instance, known by their environment."""
+def free_port() -> int:
+    """Returns a TCP port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
-    def __init__(self, config: dict[str, Any], secret: bytes) -> None:
+
+class Server:
+    """A running `serve run` or `macer serve`; `processes` are those of its Ray instance, known by their environment."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        issuer: Issuer,
+        command: Sequence[str] = ("serve", "run", "--address", "local"),
+        port: int | None = None,
+    ) -> None:
         # Ray's sockets lie here, and a socket's path holds 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="mr", dir="/tmp"))
-        (self.folder / "secret").write_bytes(secret + b"\n")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        issuer.save(self.folder / "issuer.key")
+        self.port = port or free_port()
         config["http_options"]["port"] = self.port
         for application in config["applications"]:
-            application["args"]["secret_file"] = str(self.folder / "secret")
+            application["args"]["key_file"] = str(self.folder / "issuer.key")
         (self.folder / "smoothed.yaml").write_text(yaml.safe_dump(config))
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
@@ -54,7 +71,7 @@ class Server:
         }
         self._log = (self.folder / "serve.log").open("wb")
         self._process = subprocess.Popen(
-            [self.command("serve"), "run", "--address", "local", str(self.folder / "smoothed.yaml")],
+            [self.command(command[0]), *command[1:], str(self.folder / "smoothed.yaml")],
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -115,6 +132,14 @@ class Server:
                 continue  # it has ended meanwhile, or belongs to someone else
         return found
 
+    def terminate(self) -> None:
+        """Sends SIGTERM to the command, as a service manager or Ctrl-C in its shell would."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float = START_S) -> int:
+        """Returns the exit code of the command, once it has ended by itself."""
+        return self._process.wait(timeout_s)
+
     def stop(self) -> None:
         """End every process, and check that none is left."""
         if self._process.poll() is None:
@@ -130,9 +155,9 @@ class Server:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         self._log.close()
-        tail = self.log()[-2000:]
+        self.log_at_end = self.log()
         shutil.rmtree(self.folder, ignore_errors=True)
-        assert not left, f"processes outlived the server: {left}\n{tail}"
+        assert not left, f"processes outlived the server: {left}\n{self.log_at_end[-2000:]}"
 
 
 def shipped_config() -> dict[str, Any]:
@@ -141,9 +166,9 @@ def shipped_config() -> dict[str, Any]:
 
 
 @contextmanager
-def running(config: dict[str, Any]) -> Iterator[Server]:
-    """A server of the configuration, ready, for as long as the context lasts."""
-    server = Server(config, SECRET)
+def running(config: dict[str, Any], *command: str) -> Iterator[Server]:
+    """A server of the configuration, ready, for as long as the context lasts; `serve run` unless `command` is given."""
+    server = Server(config, issuer(), *([command] if command else []))
     try:
         server.wait_until_ready()
         yield server
@@ -152,14 +177,27 @@ def running(config: dict[str, Any]) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def quick_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a checkpoint named `quick`: the bundled one with logits twice as large, and so the same classes."""
+    config, network = load_model("bundled:cifar10")
+    *_, head = (module for module in network.modules() if isinstance(module, nn.Linear))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.mul_(2)
+    folder = tmp_path_factory.mktemp("checkpoints") / "quick"
+    save_checkpoint(network, replace(config, name="quick", quantization={}), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(quick_checkpoint: Path) -> Iterator[Server]:
     """Two models: `cifar10` as shipped, and `quick`, on two replicas of torch, uncompiled and with fewer votes."""
     config = shipped_config()
     arguments = config["applications"][0]["args"]
     arguments["limits"] = {"concurrent": 8, "timeout_s": 150}
     arguments["models"]["cifar10"]["num_cpus"] = 0
     arguments["models"]["quick"] = {
-        "checkpoint": "bundled:cifar10",
+        "checkpoint": str(quick_checkpoint),
         "n": 1000,
         "alpha": 0.01,
         "replicas": 2,
@@ -178,9 +216,9 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def secret() -> bytes:
-    """The operator's secret, as the server's secret file holds it."""
-    return SECRET
+def operator() -> Issuer:
+    """The operator, whose key the server has."""
+    return issuer()
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from brightness import issuer
 from pydantic import ValidationError
 
-from macer_serve.checkpoint import load_config
-from macer_serve.errors import CheckpointError, ParameterError
+from macer_serve.checkpoint import load_config, resolve
+from macer_serve.cli.exit_codes import exit_code
+from macer_serve.errors import CheckpointError, IssuerKeyError, MacerError, MissingFactsError, ParameterError
 from macer_serve.serving.app import build
+from macer_serve.serving.problems import document_for, status_of
 from macer_serve.serving.settings import AppSettings
 
 MODEL = {"checkpoint": "bundled:cifar10"}
@@ -83,23 +87,80 @@ def test_the_soft_bound_on_a_network_of_probabilities_stops_the_builder(tmp_path
         build(settings(models={"a": {"checkpoint": str(tmp_path), "bound": "soft"}}))
 
 
-def test_a_missing_secret_file_stops_the_builder(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=r"secret_file .*nowhere: No such file"):
-        build(settings(secret_file=str(tmp_path / "nowhere")))
+def test_a_missing_key_file_stops_the_builder(tmp_path: Path) -> None:
+    with pytest.raises(IssuerKeyError, match=r"nowhere cannot be read: No such file"):
+        build(settings(key_file=str(tmp_path / "nowhere")))
 
 
-def test_a_short_secret_stops_the_builder_and_is_not_printed(tmp_path: Path) -> None:
-    file = tmp_path / "secret"
-    file.write_bytes(b"  hunter2 \n")
-    with pytest.raises(ParameterError, match=r"secret_file .*at least 16 bytes, not 7") as refused:
-        build(settings(secret_file=str(file)))
-    assert "hunter2" not in str(refused.value)
+def test_a_damaged_key_stops_the_builder_and_is_not_printed(tmp_path: Path) -> None:
+    key = json.loads(issuer().to_key_file())
+    private = key["keys"][0]["d"]
+    key["keys"][0]["n"] = key["keys"][0]["n"][:-2] + "AA"
+    (tmp_path / "issuer.key").write_text(json.dumps(key))
+    with pytest.raises(IssuerKeyError) as refused:
+        build(settings(key_file=str(tmp_path / "issuer.key")))
+    assert private[:20] not in str(refused.value)
 
 
-def test_a_fresh_secret_is_announced_and_not_printed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_of_one_start_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", logger="ray.serve"):
         import logging
 
         logging.getLogger("ray.serve").addHandler(caplog.handler)
         build(settings())
-    assert "fresh secret" in caplog.text
+    assert "a key is made for this start alone" in caplog.text
+
+
+def copy_of(checkpoint: str, folder: Path, **changes: Any) -> str:
+    """Returns a copy of a checkpoint with another config.json."""
+    shutil.copytree(resolve(checkpoint), folder)
+    config = dataclasses.replace(load_config(checkpoint), **changes)
+    (folder / "config.json").write_text(json.dumps(config.to_json()))
+    return str(folder)
+
+
+TWINS: dict[str, dict[str, Any]] = {
+    "other plan": {"n": 1000},
+    "other alpha": {"alpha": 0.01},
+    "other bound": {"bound": "two-sided"},
+    "other noise": {"noise": "gaussian"},
+    "other engine": {"voter": {"engine": "torch"}},
+}
+
+
+@pytest.mark.parametrize("case", TWINS)
+def test_two_names_of_one_checkpoint_are_refused(case: str) -> None:
+    with pytest.raises(ParameterError, match="models a and b are one model"):
+        build(settings(models={"a": MODEL, "b": MODEL | TWINS[case]}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "x"}, {"metrics": {}}, {"recipe": {}, "versions": {}}, {"sigma": 0.5}, {"resize": 40}]
+)
+def test_the_same_weights_under_another_configuration_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    copied = copy_of("bundled:cifar10", tmp_path / "copy", **changes)
+    with pytest.raises(ParameterError, match="models first and second are one model"):
+        build(settings(models={"first": MODEL, "second": {"checkpoint": copied}}))
+
+
+def test_an_int8_form_beside_its_network_is_refused(tmp_path: Path) -> None:
+    """Of three models, the two that share a file are named."""
+    files = load_config("bundled:cifar10").files
+    plain = {name: digest for name, digest in files.items() if "int8" not in name}
+    copied = copy_of("bundled:cifar10", tmp_path / "copy", files=plain, quantization={})
+    other = copy_of("bundled:cifar10", tmp_path / "other", files={"model.onnx": "sha256:" + "1" * 64}, quantization={})
+    models = {"int8": MODEL, "other": {"checkpoint": other}, "fp32": {"checkpoint": copied}}
+    with pytest.raises(ParameterError, match="models int8 and fp32 are one model"):
+        build(settings(models=models))
+    build(settings(models={"int8": MODEL, "other": {"checkpoint": other}}))
+
+
+def test_every_error_has_its_status_and_exit_code() -> None:
+    def kinds(kind: type[MacerError]) -> list[type[MacerError]]:
+        return [kind, *(below for child in kind.__subclasses__() for below in kinds(child))]
+
+    for kind in kinds(MacerError):
+        error = kind("x", ()) if kind is MissingFactsError else kind("x")
+        assert document_for(error)["status"] == status_of(error) in range(400, 600)
+        assert exit_code(error) in range(1, 20)
+    assert not [name for name in vars(MacerError) if name in ("status", "exit_code")]

@@ -142,3 +142,26 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any, ship: Path, sche
     page.wait_for_selector(".class")
     page.click("summary")
     assert page.evaluate("document.documentElement.scrollWidth") <= 340
+
+
+def test_the_documentation_works_offline_and_sends_a_request(browser: Any, server: Any, ship: Path) -> None:
+    """Every request goes to this server; "Try it out" certifies an image."""
+    context = browser.new_context(viewport={"width": 1200, "height": 1600})
+    tab = context.new_page()
+    tab.set_default_timeout(WAIT_MS)
+    faults: list[str] = []
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    tab.on("request", lambda r: None if r.url.startswith((server.url, "blob:", "data:")) else faults.append(r.url))
+    tab.goto(server.url + "/docs")
+    tab.click('[data-path="/predict"]')
+    operation = tab.locator(".opblock.is-open")
+    operation.locator(".try-out__btn").click()
+    operation.locator('tr[data-param-name="model"] input').fill("quick")
+    operation.locator('input[type="file"]').set_input_files(ship)
+    operation.locator(".execute").click()
+    operation.locator(".live-responses-table .response-col_status").first.wait_for()
+    assert operation.locator(".live-responses-table .response .response-col_status").first.inner_text().strip() == "200"
+    assert '"ship"' in operation.locator(".live-responses-table .response-col_description").first.inner_text()
+    context.close()
+    assert not faults

@@ -16,7 +16,6 @@ from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.problems import UnavailableError
 from macer_serve.serving.remote_voter import RemoteVoter
 from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
-from macer_serve.smoothed import Question
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.votes import Draw, Votes
@@ -79,8 +78,7 @@ def defect() -> Exception:
 def drive(count: Behaviour) -> tuple[Certification, Handle]:
     handle = Handle(count)
     run = Certification(Plan(n0=100, n=1000, alpha=0.001), classes=3, sigma=0.25)
-    question = Question(np.zeros((2, 2, 3), np.int32), b"s" * 16, "sha256:x", (2, 2, 3), None)  # type: ignore[arg-type]
-    asyncio.run(RemoteVoter(handle, 2, "sha256:a").drive(run, question, VOTER))
+    asyncio.run(RemoteVoter(handle, 2, "sha256:a").drive(run, np.zeros((2, 2, 3), np.int32), b"s" * 16, VOTER))
     return run, handle
 
 
@@ -154,10 +152,9 @@ def test_cancelling_a_run_cancels_every_draw_in_flight() -> None:
     async def cancelled_in_the_middle() -> Handle:
         handle = Handle(never)
         run = Certification(Plan(n0=100, n=1000), classes=3, sigma=0.25)
-        question = Question(np.zeros((2, 2, 3), np.int32), b"s" * 16, "sha256:x", (2, 2, 3), None)  # type: ignore[arg-type]
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await RemoteVoter(handle, 2, "sha256:a").drive(run, question, VOTER)
+                await RemoteVoter(handle, 2, "sha256:a").drive(run, np.zeros((2, 2, 3), np.int32), b"s" * 16, VOTER)
         assert len(asyncio.all_tasks()) == 1  # nothing runs on
         return handle
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
-from macer_serve.cli.verify import EXIT_CODES
+from macer_serve.cli.exit_codes import VERDICTS
 from macer_serve.issuing import Issuer
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
@@ -60,11 +60,11 @@ def edited(folder: Path, **changes: Any) -> Path:
 
 
 def test_every_verdict_has_an_exit_code_and_a_paragraph() -> None:
-    assert set(EXIT_CODES) == {verdict.value for verdict in Verdict}
-    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
+    assert set(VERDICTS) == {verdict.value for verdict in Verdict}
+    assert len(set(VERDICTS.values())) == len(VERDICTS)
     for verdict in Verdict:
         assert verdict.paragraph.endswith(".")
-        assert verdict.refutes == (10 <= EXIT_CODES[verdict.value] < 20)
+        assert verdict.refutes == (10 <= VERDICTS[verdict.value] < 20)
 
 
 def test_the_command_on_an_honest_certificate(issued: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_command_on_what_cannot_be_read(issued: Path, tmp_path: Path) -> Non
     assert macer(good, good).exit_code == 8
     assert macer(good, SHIP, "--checkpoint", "nowhere").exit_code == 3
     assert macer(good, SHIP, "--device", "tpu").exit_code == 2
-    assert macer(good, SHIP, "--key", junk).exit_code == 9
+    assert macer(good, SHIP, "--key", junk).exit_code == 17
 
 
 def test_a_batch_that_is_too_large_is_refused_and_said(tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""What Ray reads from the environment of the process that starts it. This module must not import Ray."""
+
+from __future__ import annotations
+
+import os
+
+ENVIRONMENT = {
+    # A Ray instance of this machine alone, which listens on the loopback address. The name is that of Ray's switch for
+    # the systems on which this is the default.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "macer_serve.serving.ports:guard_proxy",
+    "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # a voter that cannot start now cannot start in a second
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's 15 would leave the server behind every other program
+}
+
+
+def prepare() -> None:
+    """Sets `ENVIRONMENT` for `macer serve`; what the user has set stands. Must precede `import ray`."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,87 @@
+"""What stands between Serve's proxy and the routes: reading refused bodies, and answers to pages of other origins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import ClassVar
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+READ_ON_BYTES = 64 * 2**20  # of a refused body
+READ_ON_S = 30.0
+IDLE_S = 2.0  # a client that sends nothing for so long waits for the answer
+
+
+class ReadOn:
+    """Reads what is left of a request's body before the answer begins, within bounds.
+
+    Most clients read no answer before they have sent their whole request. If the server stopped reading, they would see
+    a broken connection in place of the 413.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+        async def tracked() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def answer(message: Message) -> None:
+            nonlocal unread
+            if unread and message["type"] == "http.response.start":
+                unread = False
+                await _read_on(receive)
+            await send(message)
+
+        await self._app(scope, tracked, answer)
+
+
+async def _read_on(receive: Receive) -> None:
+    """Returns at the end of the body, or when one of the bounds above is reached."""
+    left = READ_ON_BYTES
+    try:
+        async with asyncio.timeout(READ_ON_S):
+            while left > 0:
+                async with asyncio.timeout(IDLE_S):
+                    message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
+    except TimeoutError:
+        return
+
+
+class Cors(CORSMiddleware):
+    """Lets pages of the configured origins use the server; without any, answers as if this class were not there."""
+
+    origins: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            app,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("Content-Type", "X-Request-ID"),
+            expose_headers=("Retry-After", "X-Request-ID"),
+        )
+
+    @classmethod
+    def allow(cls, origins: Iterable[str]) -> None:
+        """Sets the origins for this process; `*` stands for every origin."""
+        cls.origins = frozenset(origins)
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        return "*" in self.origins or origin in self.origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (super().__call__ if self.origins else self.app)(scope, receive, send)
