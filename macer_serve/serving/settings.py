@@ -112,7 +112,7 @@ class AppSettings(_Strict):
     limits: LimitSettings = LimitSettings()
     key_file: str | None = Field(
         None,
-        description="Private key file of seeds and signatures, made by `macer key new`. Default: a new key a start.",
+        description="Private key file of seeds and signatures (macer key new). Default: a new key per start.",
     )
 
     cors_origins: tuple[Origin, ...] = Field(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from macer_serve.issuing import Issuer
 from macer_serve.serving.schemas import Answer
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from macer_serve.issuing import Issuer
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.plan import Plan
