@@ -38,7 +38,11 @@ class BaseClassifier:
 
     @classmethod
     def of_module(cls, module: nn.Module, *, input_shape: tuple[int, int, int], classes: int) -> BaseClassifier:
-        """Returns the base classifier that a copy of `module` computes in eval mode."""
+        """Returns the base classifier that a copy of `module` computes in eval mode.
+
+        The module must hold all that it computes with, as networks by name do. A user's module may not: it is captured
+        first, see `macer_serve.checkpoint.capture`.
+        """
         frozen = copy.deepcopy(module).eval()
         return cls(input_shape, classes, load_module=lambda: frozen)
 

@@ -6,6 +6,7 @@
     ├── CheckpointError             a checkpoint that is missing, damaged or of an unknown schema
     ├── DataError                   a data set that is missing or not laid out as expected
     ├── LogError                    a certification log that cannot be read or continued
+    ├── OutputError                 an output that cannot be written, or that another process is writing
     ├── TrainingError               a run that cannot start, continue or converge
     ├── EngineError                 a voter that cannot do what was asked of it
     │   └── EngineMismatchError     two voters that do not compute the same base classifier
@@ -53,6 +54,10 @@ class DataError(MacerError):
 
 class LogError(MacerError):
     title = "Certification log cannot be used"
+
+
+class OutputError(MacerError):
+    status, exit_code, title = 500, 14, "Output cannot be written"
 
 
 class TrainingError(MacerError):

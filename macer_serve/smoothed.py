@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from macer_serve.checkpoint import CheckpointConfig, describe_module, load_checkpoint, load_config
+from macer_serve.checkpoint import (
+    GRAPH,
+    CheckpointConfig,
+    describe_module,
+    load_checkpoint,
+    load_config,
+    write_checkpoint,
+)
 from macer_serve.errors import EngineError, ParameterError
 from macer_serve.fit import Fit, fit_for, upload_radius
 from macer_serve.images import UploadLimits
@@ -61,6 +68,7 @@ class SmoothedClassifier:
         self.limits = limits or UploadLimits()
         self._secret = new_secret() if secret is None else check_secret(secret)
         self._digest = config.digest
+        self._graph: bytes | None = None  # of a captured module, in ONNX
         if voter is not None:
             asked = (self.noise.name, self.noise.sigma, len(config.classes))
             if asked != (voter.noise.name, voter.noise.sigma, voter.classes):
@@ -100,18 +108,31 @@ class SmoothedClassifier:
         secret: bytes | None = None,
         options: VoterOptions | None = None,
     ) -> SmoothedClassifier:
-        """Returns the smoothed classifier of a copy of any torch module in eval mode, with a voter of its own.
+        """Returns the smoothed classifier of what a torch module computes now, in eval mode, with a voter of its own.
 
         The module maps pixel values in [0, 1] `[k, C, H, W]` to logits `[k, classes]`; its normalisation is part of it.
-        `classes` are names, or their number; `input_shape` is (C, H, W). `save_checkpoint(module, g.config, folder)`
-        writes what certificates name, so that it can be served. Raises `ParameterError`, `CheckpointError`,
-        `EngineError`.
+        It is captured once, as a graph with weights of its own, and left as it was: training it further changes
+        nothing. Certificates name that graph, and `save_checkpoint` writes it. `classes` are names, or their number;
+        `input_shape` is (C, H, W). Raises `ParameterError` for a module that cannot be captured or is no function of
+        its input, `CheckpointError` for facts outside their range, `EngineError` if no engine can run the graph.
         """
         config, classifier = describe_module(
             module, sigma=sigma, classes=classes, input_shape=input_shape, resize=resize, name=name
         )
         voter = open_voter(classifier, sigma=config.sigma, noise=noise, options=options)
-        return cls(config, voter=voter, noise=noise, secret=secret)
+        smoothed = cls(config, voter=voter, noise=noise, secret=secret)
+        smoothed._graph = classifier.graph()
+        return smoothed
+
+    def save_checkpoint(self, folder: str | Path) -> None:
+        """Writes what `from_module` captured, the model that certificates name, as a checkpoint that can be served.
+
+        Raises `ParameterError` for a classifier that was not made by `from_module`, `CheckpointError` for a folder
+        that holds other files, `OutputError` for one that cannot be written.
+        """
+        if self._graph is None:
+            raise ParameterError("this classifier was loaded from a checkpoint: copy the checkpoint's folder")
+        write_checkpoint(self.config, {GRAPH: self._graph}, folder)
 
     @classmethod
     def without_voter(

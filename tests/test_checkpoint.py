@@ -16,7 +16,7 @@ from digit_checkpoints import DIGEST, Bomb, edit, lenet
 from torch import nn
 
 from macer_serve.checkpoint import CheckpointConfig, load_config, load_model, resolve, save_checkpoint
-from macer_serve.errors import CheckpointError, EngineError
+from macer_serve.errors import CheckpointError, EngineError, OutputError
 from macer_serve.images import UploadLimits
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_replaced_whole(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         save_checkpoint(model, dataclasses.replace(first, name="third"), folder)
     monkeypatch.undo()
     assert load_model(folder)[0] == second  # the one before is still there
@@ -128,7 +128,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "write_text", failing)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="disk full"):
         save_checkpoint(model, dataclasses.replace(first, name="second"), folder)
     monkeypatch.undo()
     assert load_model(folder)[0] == first
@@ -141,6 +141,43 @@ def test_a_folder_of_something_else_is_never_overwritten(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="holds other files"):
         save_checkpoint(model, settings, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_checkpoint_behind_a_symbolic_link_is_replaced_there_and_the_link_stays(
+    saved: tuple[Path, nn.Sequential, CheckpointConfig],
+) -> None:
+    folder, model, first = saved
+    link = folder.parent / "current"
+    link.symlink_to(folder)
+    second = save_checkpoint(model, dataclasses.replace(first, name="second"), link)
+    assert link.is_symlink()
+    assert load_config(link) == load_config(folder) == second
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["current", folder.name]
+
+
+def test_places_that_can_hold_no_checkpoint_get_a_sentence(tmp_path: Path) -> None:
+    model, settings = lenet()
+    (tmp_path / "file").write_text("years of work")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "to a file").symlink_to(tmp_path / "file")
+    for name, error, words in (
+        ("file", CheckpointError, "file is a file, not a folder: choose another output"),
+        ("to a file", CheckpointError, "to a file is a file, not a folder: choose another output"),
+        ("file/below", OutputError, "below cannot be written: "),
+        ("dangling", OutputError, "dangling is a symbolic link to .*gone, which does not exist: remove the link"),
+        ("circle", OutputError, "circle"),
+    ):
+        with pytest.raises(error, match=words):
+            save_checkpoint(model, settings, tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["circle", "dangling", "file", "to a file"]
+    assert (tmp_path / "file").read_text() == "years of work"
+
+
+def test_a_dangling_link_is_no_checkpoint_to_load(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="dangling is not a checkpoint"):
+        load_config(tmp_path / "dangling")
 
 
 def test_a_loaded_checkpoint_certifies_and_repeats(saved: tuple[Path, nn.Sequential, CheckpointConfig]) -> None:

@@ -21,9 +21,10 @@ from click.testing import CliRunner, Result
 from digit_checkpoints import lenet
 
 from macer_serve.checkpoint import load_config, load_model, save_checkpoint
-from macer_serve.checkpoint.export import export_onnx, require_same_logits
+from macer_serve.checkpoint.export import export_onnx
+from macer_serve.checkpoint.same_logits import require_same_logits
 from macer_serve.cli import main
-from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError
+from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError, OutputError
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +113,12 @@ def test_exporting_again_replaces_the_file_by_the_same_bytes(digits: Path, expor
 @pytest.mark.parametrize("layer", ["conv1", "conv2", "fc1", "fc"])
 def test_a_perturbed_weight_is_noticed(digits: Path, exported: Path, layer: str) -> None:
     config, model = load_model(digits)
-    require_same_logits(exported, model, config.input_shape, config.sigma)
+    require_same_logits(exported.read_bytes(), model, config.input_shape, config.sigma)
     weight = model.get_parameter(f"1.{layer}.weight")
     with torch.no_grad():
         weight.view(-1)[0] += weight.std()
     with pytest.raises(EngineMismatchError, match="do not compute the same logits"):
-        require_same_logits(exported, model, config.input_shape, config.sigma)
+        require_same_logits(exported.read_bytes(), model, config.input_shape, config.sigma)
 
 
 @pytest.mark.parametrize(("altered", "found"), [(0.0, False), (0.1, True)])
@@ -141,10 +142,10 @@ def test_another_normalisation_or_a_nan_is_noticed(digits: Path, exported: Path)
     mean = model.get_buffer("0.mean")
     mean += 1 / 255
     with pytest.raises(EngineMismatchError):
-        require_same_logits(exported, model, config.input_shape, config.sigma)
+        require_same_logits(exported.read_bytes(), model, config.input_shape, config.sigma)
     mean.fill_(torch.nan)
     with pytest.raises(EngineMismatchError):
-        require_same_logits(exported, model, config.input_shape, config.sigma)
+        require_same_logits(exported.read_bytes(), model, config.input_shape, config.sigma)
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ def test_places_that_cannot_be_written_and_missing_checkpoints_get_a_sentence(
 ) -> None:
     exporter(lambda proto: None)
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"model\.onnx cannot be written: "):
+    with pytest.raises(OutputError, match=r"model\.onnx cannot be written: "):
         export_onnx(digits, tmp_path / "file" / "model.onnx")
     result = macer_export("bundled:nowhere", tmp_path / "model.onnx")
     assert result.exit_code == CheckpointError.exit_code

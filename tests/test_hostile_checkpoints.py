@@ -43,7 +43,7 @@ def saved(tmp_path: Path) -> Saved:
         ({"std": [0.0]}, "std must be positive"),
         ({"std": [math.nan]}, "finite"),
         ({"mean": [math.inf]}, "finite"),
-        ({"std": []}, "one value a channel"),
+        ({"std": []}, "one value per channel"),
         ({"mean": 0.5}, "mean must be a list"),
         ({"classes": "0123456789"}, "classes must be a list"),
         ({"classes": ["one"]}, "two classes"),

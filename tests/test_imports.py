@@ -56,12 +56,21 @@ def test_help_imports_nothing_heavy() -> None:
 ALLOWED = {
     "smoothing": {"errors"},
     "voters": {"errors", "smoothing", "hardware", "base_classifier", "onnx_graph"},
-    "checkpoint": {"errors", "architectures", "base_classifier", "onnx_graph", "onnx_trial"},
+    "checkpoint": {
+        "errors",
+        "architectures",
+        "atomic_writes",
+        "base_classifier",
+        "locks",
+        "onnx_graph",
+        "onnx_trial",
+    },
     "importing": {
         "errors",
         "architectures",
         "base_classifier",
         "checkpoint",
+        "locks",
         "onnx_graph",
         "onnx_trial",
         "torchvision_networks",
@@ -85,7 +94,7 @@ def test_imports_point_one_way(room: str) -> None:
                 assert parts[1] in ALLOWED[room] | {room, "version"}, f"{path} imports {node.module}"
 
 
-ROOMS = ("smoothing", "voters", "importing", "verification", "evaluation", "serving", "cli")
+ROOMS = ("smoothing", "voters", "checkpoint", "importing", "verification", "evaluation", "serving", "cli")
 
 
 @pytest.mark.parametrize("package", ROOMS)

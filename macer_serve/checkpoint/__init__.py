@@ -9,10 +9,10 @@ from macer_serve.checkpoint.folder import (
     load_config,
     load_model,
     resolve,
-    save_checkpoint,
     write_checkpoint,
 )
 from macer_serve.checkpoint.modules import describe_module
+from macer_serve.checkpoint.saving import save_checkpoint
 
 __all__ = [
     "BUNDLED",

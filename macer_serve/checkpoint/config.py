@@ -29,7 +29,7 @@ def digest_of(data: bytes) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte string of a JSON value: sorted keys, no spaces, UTF-8. Digests and macs are taken of it."""
+    """Returns the canonical bytes of a JSON value, for digests and macs: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -89,7 +89,7 @@ class CheckpointConfig:
 
     `outputs` says what the network returns: `logits`, or `probabilities` if it ends in a softmax. Hard votes are the
     same for both; the soft bound needs logits. `source` says from which file a network was imported.
-    Raises `CheckpointError` at construction where a field is outside its range.
+    Raises `CheckpointError` at construction if a field is outside its range.
     """
 
     name: str
@@ -125,7 +125,7 @@ class CheckpointConfig:
             f"sigma must lie in [{low:g}, {high:g}]": not low <= self.sigma <= high,
             "input_shape must be [1 or 3, height, width]": channels not in (1, 3) or height < 1 or width < 1,
             f"input_shape must be of at most {MAX_INPUT_VALUES:,} values": channels * height * width > MAX_INPUT_VALUES,
-            "mean and std need one value a channel": len(self.mean) != channels or len(self.std) != channels,
+            "mean and std need one value per channel": len(self.mean) != channels or len(self.std) != channels,
             "mean and std must be finite": not all(map(math.isfinite, (*self.mean, *self.std))),
             "std must be positive": any(v <= 0 for v in self.std),
             f"mean must lie within {_LARGEST:g}, and std in [{1 / _LARGEST:g}, {_LARGEST:g}]": not all(
@@ -167,7 +167,7 @@ class CheckpointConfig:
 
     @classmethod
     def from_json(cls, data: Any) -> CheckpointConfig:
-        """The configuration that `to_json` wrote; raises `CheckpointError` naming what is missing or wrong."""
+        """Returns the configuration that `to_json` wrote. Raises `CheckpointError`, which names what is wrong."""
         if not isinstance(data, dict):
             raise CheckpointError("config.json: expected a JSON object")
         if data.get("schema_version") != SCHEMA_VERSION or isinstance(data["schema_version"], float):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from macer_serve.atomic_writes import atomic_folder
 from macer_serve.base_classifier import BaseClassifier
 from macer_serve.checkpoint.config import GRAPH, INT8, WEIGHTS, CheckpointConfig, digest_of
 from macer_serve.checkpoint.limits import MAX_CONFIG_BYTES, parse_json, read_bytes
-from macer_serve.errors import CheckpointError, ParameterError
+from macer_serve.errors import CheckpointError, OutputError, ParameterError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,60 +126,33 @@ def _module(config: CheckpointConfig, folder: Path) -> nn.Module:
         raise CheckpointError(f"{what}: {error}") from error
 
 
-def save_checkpoint(model: nn.Module, config: CheckpointConfig, folder: str | Path) -> CheckpointConfig:
-    """Writes a base classifier as a checkpoint; returns the configuration as written.
-
-    A named architecture keeps its weights. Any other module is written as an ONNX graph, and compared with torch
-    first; its normalisation is part of it. Raises `EngineError` for a module that cannot be exported, and what
-    `write_checkpoint` raises.
-    """
-    from macer_serve.architectures import is_named
-
-    if not is_named(config.architecture):
-        from macer_serve.checkpoint.modules import graph_of_module
-
-        config, graph = graph_of_module(model, config)
-        return write_checkpoint(config, {GRAPH: graph}, folder)
-    from safetensors.torch import save
-
-    weights = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
-    return write_checkpoint(config, {WEIGHTS: weights}, folder)
+def require_free(folder: str | Path) -> None:
+    """Raise `CheckpointError` if a checkpoint cannot be written there: a file, or a folder that holds other files."""
+    folder = Path(folder)
+    try:
+        if folder.is_dir():
+            if any(p.name not in FILES for p in folder.iterdir()):
+                raise CheckpointError(f"{folder} holds other files than a checkpoint's; choose another output")
+        elif folder.exists():
+            raise CheckpointError(f"{folder} is a file, not a folder: choose another output")
+    except OSError as error:  # a folder that cannot be read, a circle of symbolic links
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def write_checkpoint(config: CheckpointConfig, files: Mapping[str, bytes], folder: str | Path) -> CheckpointConfig:
     """Writes the folder whole or not at all; returns the configuration with the digests of `files`.
 
-    An existing checkpoint of that name is replaced, and put back if that fails. Raises `CheckpointError` for a folder
-    that holds anything else.
+    An existing checkpoint of that name is replaced, and put back if that fails. If the folder is a symbolic link, the
+    link stays and its target is replaced. Raises `CheckpointError` for a folder that holds anything else, `OutputError`
+    for a place that cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and any(p.name not in FILES for p in folder.iterdir()):
-        raise CheckpointError(f"{folder} holds other files than a checkpoint's; choose another --out")
     config = replace(config, files={name: digest_of(data) for name, data in files.items()})
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    require_free(folder)
+    with atomic_folder(folder) as staging:
         for name, data in files.items():
             (staging / name).write_bytes(data)
         (staging / CONFIG).write_text(
             json.dumps(config.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        staging.chmod(0o755)
-        for file in staging.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        if folder.exists():
-            retired = staging.with_name(staging.name + ".old")
-            folder.rename(retired)
-            try:
-                staging.rename(folder)
-            except BaseException:
-                retired.rename(folder)
-                raise
-            shutil.rmtree(retired)
-        else:
-            staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return config

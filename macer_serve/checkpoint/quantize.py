@@ -22,6 +22,7 @@ import numpy.typing as npt
 from macer_serve.checkpoint.config import INT8, CheckpointConfig
 from macer_serve.checkpoint.folder import load_checkpoint, read_file, resolve, write_checkpoint
 from macer_serve.errors import EngineError, first_line
+from macer_serve.locks import locked
 from macer_serve.onnx_graph import LOGITS, PIXELS
 
 Pixels = npt.NDArray[np.float32]
@@ -34,7 +35,7 @@ _WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
 
 def calibration_size(input_shape: tuple[int, int, int]) -> int:
-    """Returns how many noisy images a calibration takes: all their activations are held in memory at a time."""
+    """Returns how many noisy images a calibration takes: all their activations are held in memory at once."""
     return int(np.clip(2**22 // np.prod(input_shape), 32, 1024))
 
 
@@ -44,25 +45,27 @@ def quantize_checkpoint(
     """Writes the checkpoint's int8 file beside its other files; returns the new configuration.
 
     `calibration` and `held_out` are noisy copies `[k, C, H, W]`, pixel values; `source` says where they came from, for
-    the record. An int8 file that is there is replaced. Raises `CheckpointError`, `EngineError`.
+    the record. An int8 file that is there is replaced. Raises `CheckpointError`, `EngineError`, and
+    `OutputError` for a checkpoint that cannot be written or is being written.
     """
     import onnxruntime
 
-    config, classifier = load_checkpoint(checkpoint)
     folder = resolve(checkpoint)
-    kept = {name: read_file(folder, config, name) for name in config.files if name != INT8}
-    graph = classifier.graph()
-    int8 = quantize_graph(graph, calibration)
-    record = {
-        **source,
-        "method": "onnxruntime static QDQ, per channel, u8 activations, s8 weights, last layer fp32",
-        "percentile": PERCENTILE,
-        "calibration_images": len(_whole_batches(calibration)),
-        "held_out_images": len(held_out),
-        "disagreement": round(disagreement(graph, int8, held_out), 6),
-        "onnxruntime": onnxruntime.__version__,
-    }
-    return write_checkpoint(replace(config, quantization=record), {**kept, INT8: int8}, folder)
+    with locked(folder):
+        config, classifier = load_checkpoint(checkpoint)
+        kept = {name: read_file(folder, config, name) for name in config.files if name != INT8}
+        graph = classifier.graph()
+        int8 = quantize_graph(graph, calibration)
+        record = {
+            **source,
+            "method": "onnxruntime static QDQ, per channel, u8 activations, s8 weights, last layer fp32",
+            "percentile": PERCENTILE,
+            "calibration_images": len(_whole_batches(calibration)),
+            "held_out_images": len(held_out),
+            "disagreement": round(disagreement(graph, int8, held_out), 6),
+            "onnxruntime": onnxruntime.__version__,
+        }
+        return write_checkpoint(replace(config, quantization=record), {**kept, INT8: int8}, folder)
 
 
 def quantize_graph(graph: bytes, calibration: Pixels) -> bytes:

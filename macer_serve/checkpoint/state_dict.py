@@ -45,7 +45,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path} is no file of weights; its name must end in {', '.join(SUFFIXES)}")
+        raise CheckpointError(f"{path} holds no weights that can be read: the name must end in {', '.join(SUFFIXES)}")
     data = read_bytes(path)
     content = _safetensors(path, data) if path.suffix == ".safetensors" else _unpickled(path, data)
     arch = content.get("arch") if isinstance(content, dict) else None
@@ -129,7 +129,7 @@ def _tensors(path: Path, content: Any) -> State:
         raise CheckpointError(f"{path} holds no state dict, but {type(found).__name__}")
     items = list(dict.items(found))  # a pickle may give an OrderedDict attributes of any name
     if wrong := [n for n, value in items if not (isinstance(n, str) and isinstance(value, torch.Tensor))]:
-        raise CheckpointError(f"{path} holds other things than tensors by name: {named(wrong)}. Please {_REMEDY}")
+        raise CheckpointError(f"{path} holds more than named tensors: {named(wrong)}. Please {_REMEDY}")
     tensors = OrderedDict((name, value.detach()) for name, value in items)
     for name, tensor in tensors.items():
         if problem := _problem(name, tensor):

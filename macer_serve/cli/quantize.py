@@ -18,8 +18,8 @@ def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool
     """Add an int8 form of its network to CHECKPOINT (a folder, or bundled:NAME).
 
     Scales are calibrated on noisy training images. On CPUs that multiply int8 (AVX-512 VNNI, AVX-VNNI, AMX) the int8
-    file then runs by default, about twice as fast. It is a base classifier of its own: how often its class differs from
-    the fp32 network's, on noisy test images, is printed and stored.
+    file then runs by default, about twice as fast. The int8 network is a base classifier of its own. The share of noisy
+    test images on which its class differs from the fp32 network's is printed and stored.
     """
     from dataclasses import replace
 
@@ -41,7 +41,7 @@ def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool
     train = load_dataset(name, data_dir, "train", download=download)
     test = load_dataset(name, data_dir, "test", download=download)
     require_same_classes(config, train)
-    # As if it had no int8 file yet, so that quantising again draws the same noise.
+    # The seed depends on the files. Without the int8 file, quantising again draws the same noise.
     files = {file: digest for file, digest in config.files.items() if file != INT8}
     first = replace(config, files=files, quantization={})
     classifier = SmoothedClassifier(first, secret=b"macer quantize: the noise of calibrations")

@@ -97,7 +97,7 @@ def joined(
 
 
 def _with_any_batch(model: Any) -> Any:
-    """Returns the graph with every Reshape to its fixed batch size made one to any; whoever calls compares logits."""
+    """Returns the graph with each Reshape to its fixed batch size changed to take any. The caller compares logits."""
     batch = batch_of(model)
     if batch is None:
         return model

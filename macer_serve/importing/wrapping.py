@@ -12,10 +12,12 @@ import numpy.typing as npt
 from macer_serve.base_classifier import SAME, error_of_batch, kind_of_outputs, probe_pixels
 from macer_serve.checkpoint import GRAPH, WEIGHTS, CheckpointConfig, save_checkpoint, write_checkpoint
 from macer_serve.checkpoint.config import digest_of
+from macer_serve.checkpoint.folder import require_free
 from macer_serve.checkpoint.limits import read_bytes
 from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError
 from macer_serve.importing.facts import Facts
 from macer_serve.importing.foreign import Foreign, read_foreign
+from macer_serve.locks import locked
 
 Floats = npt.NDArray[np.float32]
 Function = Callable[[Floats], Floats]
@@ -36,11 +38,19 @@ def import_model(
     `torchvision:NAME`. `denoiser` is an ONNX file from pixel values to pixel values, put in front of the network. A
     network that is one of ours keeps its weights; any other becomes an ONNX graph with the normalisation in it.
 
-    Raises `MissingFactsError` for facts that nobody states, `CheckpointError` for a file that is damaged, refused or no
-    classifier, `EngineError` if onnxruntime or torch's exporter cannot run the network, `EngineMismatchError` if what
+    Raises `MissingFactsError` for facts that nobody states; `CheckpointError` for a file that is damaged, refused or no
+    classifier, and for an `out` that holds other files; `OutputError` for an `out` that cannot be written or is being
+    written; `EngineError` if onnxruntime or torch's exporter cannot run the network; `EngineMismatchError` if what
     would be written computes other logits than the original.
     """
     file, out = Path(file), Path(out)
+    require_free(out)
+    with locked(out):
+        return _imported(file, out, facts, arch, None if denoiser is None else Path(denoiser))
+
+
+def _imported(file: Path, out: Path, facts: Facts, arch: str | None, denoiser: Path | None) -> CheckpointConfig:
+    """Writes the checkpoint; see `import_model`."""
     foreign = read_foreign(file, arch)
     facts = facts.filled_from(foreign.facts)
     facts.require_complete(str(file))
@@ -48,7 +58,7 @@ def import_model(
     assert facts.input_shape is not None
     shape = facts.input_shape
     mean, std = facts.normalisation(shape[0])
-    front = None if denoiser is None else _load_denoiser(Path(denoiser), shape, facts.sigma)
+    front = None if denoiser is None else _load_denoiser(denoiser, shape, facts.sigma)
     original = _composed(front, mean, std, _function(foreign, shape))
     pixels = probe_pixels(_PROBE, shape, facts.sigma)
     logits = original(pixels)
@@ -58,7 +68,7 @@ def import_model(
     if arch is not None:
         source["arch"] = arch
     if denoiser is not None:
-        source |= {"denoiser": Path(denoiser).name, "denoiser_digest": digest_of(read_bytes(Path(denoiser)))}
+        source |= {"denoiser": denoiser.name, "denoiser_digest": digest_of(read_bytes(denoiser))}
     ours = foreign.architecture if front is None else None
     config = CheckpointConfig(
         name=facts.name or out.resolve().name,
@@ -76,17 +86,10 @@ def import_model(
     )
     if ours:
         module = _with_normalisation(foreign.network, mean, std)
-        return _written(out, lambda: save_checkpoint(module, config, out))
+        return save_checkpoint(module, config, out)
     graph = _graph(foreign, front, shape, len(classes), mean, std)
     _require_same(graph, original, pixels)
-    return _written(out, lambda: write_checkpoint(config, {GRAPH: graph}, out))
-
-
-def _written(out: Path, write: Callable[[], CheckpointConfig]) -> CheckpointConfig:
-    try:
-        return write()
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written: {error.strerror or error}") from error
+    return write_checkpoint(config, {GRAPH: graph}, out)
 
 
 def _load_denoiser(path: Path, shape: tuple[int, int, int], sigma: float) -> Any:

@@ -128,7 +128,7 @@ def test_class_names_come_from_a_file(tmp_path: Path) -> None:
         (["--mean", "nan"], "finite"),
         (["--mean", "a"], "not a list of numbers"),
         (["--range", "0,1", "--input-shape", "3,16,16"], "inputs (3, 4, 4), not (3, 16, 16)"),
-        (["--range", "0,1", "--arch", "torchvision:resnet18"], "is no file of weights"),
+        (["--range", "0,1", "--arch", "torchvision:resnet18"], "holds no weights that can be read"),
         (["--range", "0,1", "--arch", "keras:vgg"], "cannot be imported as keras:vgg"),
         (["--range", "0,1", "--sigma", "9"], "sigma must lie in"),
         (["--range", "0,1", "--resize", "3"], "resize must be at least"),

@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
-from macer_serve.errors import CheckpointError, EngineError, MacerError, MissingFactsError, ParameterError
+from macer_serve.errors import CheckpointError, EngineError, MacerError, MissingFactsError, OutputError, ParameterError
 from macer_serve.importing import Facts, import_model
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.noise import FRACTION_BITS
@@ -219,7 +219,7 @@ def test_probabilities_are_taken_said_and_refused_to_the_soft_bound(tmp_path: Pa
 
 def test_a_place_that_cannot_be_written_gets_a_sentence(tmp_path: Path) -> None:
     onnx.save(plain(), tmp_path / "net.onnx")
-    with pytest.raises(CheckpointError, match="cannot be written: "):
+    with pytest.raises(OutputError, match="cannot be written: "):
         import_model(tmp_path / "net.onnx", tmp_path / "net.onnx" / "out", FACTS)
 
 

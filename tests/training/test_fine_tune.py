@@ -264,7 +264,7 @@ def test_files_that_hold_no_weights(tmp_path: Path, name: str, content: bytes | 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3, "lr": 0.1}, "holds other things than tensors by name: epoch, lr"),
+        ({"epoch": 3, "lr": 0.1}, "holds more than named tensors: epoch, lr"),
         ([1, 2], "holds no state dict, but list"),
         ({}, "holds no state dict"),
         ({"a": torch.zeros(3).to_sparse()}, "loading it would call torch._utils._rebuild_sparse_tensor"),
