@@ -57,7 +57,7 @@ class LogError(MacerError):
 
 
 class OutputError(MacerError):
-    status, exit_code, title = 500, 14, "Output cannot be written"
+    title = "Output cannot be written"
 
 
 class TrainingError(MacerError):

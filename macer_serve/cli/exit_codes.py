@@ -18,6 +18,7 @@ EXIT_CODES: dict[type[errors.MacerError], int] = {
     errors.VerificationError: 10,
     errors.MismatchError: 11,
     errors.ContradictedError: 12,
+    errors.OutputError: 14,
 }
 
 
