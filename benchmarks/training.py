@@ -10,11 +10,6 @@ allows. CIFAR-10, sigma = 0.25, batch 128 (SmoothAdv: 128 / k images a step, as 
 
 from __future__ import annotations
 
-import sys
-
-# This file's own folder comes first on the path of a script, and in it `training` is this file.
-sys.path.pop(0)
-
 import argparse
 import json
 import tempfile
@@ -30,8 +25,8 @@ from torch import Tensor, nn
 from macer_serve.architectures import base_classifier
 from macer_serve.datasets import dataset_info, load_dataset
 from macer_serve.hardware import usable_cores
-from training.recipes import Recipe, recipe
-from training.session import TrainingOptions, run_training
+from macer_serve.training.recipes import Recipe, recipe
+from macer_serve.training.session import TrainingOptions, run_training
 
 SIGMA, BATCH = 0.25, 128
 Loss = Callable[[nn.Module, Tensor, Tensor, Recipe], Tensor]

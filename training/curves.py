@@ -6,7 +6,7 @@ import shutil
 from typing import Any
 
 from macer_serve.errors import TrainingError
-from training.run_state import RunFolder
+from macer_serve.training.run_state import RunFolder
 
 
 class Curves:

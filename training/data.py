@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 
 from macer_serve.datasets import ImageSet
 from macer_serve.errors import DataError
-from training.network import Group
+from macer_serve.training.network import Group
 
 
 def generator_for(device: torch.device | str, *address: int | str) -> torch.Generator:

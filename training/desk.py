@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from macer_serve.evaluation.logs import Row
-from training.loop import InterruptedRunError
-from training.network import Group
+from macer_serve.training.loop import InterruptedRunError
+from macer_serve.training.network import Group
 
 # Whom to pass on what is said, by the name under which it is said.
 Hear = Mapping[str, Callable[..., None]]

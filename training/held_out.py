@@ -19,7 +19,7 @@ from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
 from macer_serve.voters import VoterOptions, open_voter
 from macer_serve.voters.options import Device
-from training.precision import Precision
+from macer_serve.training.precision import Precision
 
 # Enough to see a run go wrong, in seconds; `macer certify` is for figures.
 PLAN = Plan(n=1000)

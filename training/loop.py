@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from macer_serve.errors import TrainingError
-from training.data import Batches, generator_for
-from training.methods import METHOD_FUNCTIONS, Step
-from training.network import Group, Network
-from training.precision import Precision
-from training.recipes import Recipe
-from training.run_state import RunFolder
+from macer_serve.training.data import Batches, generator_for
+from macer_serve.training.methods import METHOD_FUNCTIONS, Step
+from macer_serve.training.network import Group, Network
+from macer_serve.training.precision import Precision
+from macer_serve.training.recipes import Recipe
+from macer_serve.training.run_state import RunFolder
 
 log = logging.getLogger(__name__)
 

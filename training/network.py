@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from macer_serve.dry_run import output_shape
 from macer_serve.errors import TrainingError
-from training.precision import Precision
+from macer_serve.training.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)

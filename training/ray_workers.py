@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from macer_serve.datasets import load_dataset
 from macer_serve.errors import MacerError, ParameterError, TrainingError, first_line
 from macer_serve.evaluation.logs import Row
-from training.desk import REPORTS, Hear, Listening, Reports, new_desk
-from training.loop import InterruptedRunError, Progress, stop_requests
-from training.network import Agreement, Group
-from training.recipes import Recipe
-from training.session import TrainingOptions, train_here
+from macer_serve.training.desk import REPORTS, Hear, Listening, Reports, new_desk
+from macer_serve.training.loop import InterruptedRunError, Progress, stop_requests
+from macer_serve.training.network import Agreement, Group
+from macer_serve.training.recipes import Recipe
+from macer_serve.training.session import TrainingOptions, train_here
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig

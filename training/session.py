@@ -18,15 +18,15 @@ from macer_serve.errors import CheckpointError, DataError, ParameterError, Train
 from macer_serve.evaluation.logs import Row
 from macer_serve.hardware import usable_cores
 from macer_serve.version import __version__
-from training.curves import Curves
-from training.data import Batches, DeviceBatches, TreeBatches
-from training.held_out import certified_curve
-from training.initial import initial_model
-from training.loop import Conduct, Progress, train
-from training.network import Group
-from training.precision import Precision
-from training.recipes import Recipe
-from training.run_state import RunFolder
+from macer_serve.training.curves import Curves
+from macer_serve.training.data import Batches, DeviceBatches, TreeBatches
+from macer_serve.training.held_out import certified_curve
+from macer_serve.training.initial import initial_model
+from macer_serve.training.loop import Conduct, Progress, train
+from macer_serve.training.network import Group
+from macer_serve.training.precision import Precision
+from macer_serve.training.recipes import Recipe
+from macer_serve.training.run_state import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def run_training(
     if options.restart:
         options.run_folder.discard()
     if options.workers > 1:
-        from training.ray_workers import train_on_workers
+        from macer_serve.training.ray_workers import train_on_workers
 
         train_on_workers(options, recipe, progress=progress, certified=certified, note=note)
     else:

@@ -98,8 +98,8 @@ def command(**options: Any) -> None:
     Without further options this is the published recipe of the method. An interrupted run (Ctrl-C, SIGTERM,
     power cut) is continued by the same command, bit for bit.
     """
-    from training.recipes import OPTIONS, recipe
-    from training.session import TrainingOptions, run_training
+    from macer_serve.training.recipes import OPTIONS, recipe
+    from macer_serve.training.session import TrainingOptions, run_training
 
     name = options.pop("recipe_name")
     given = {option: options.pop(option) for option in OPTIONS}

@@ -21,10 +21,10 @@ from torch import nn
 
 from macer_serve.architectures import base_classifier
 from macer_serve.datasets import DATASETS, ImageSet
-from training.data import DeviceBatches
-from training.loop import Conduct, InterruptedRunError, _Run, train
-from training.recipes import recipe
-from training.run_state import RunFolder
+from macer_serve.training.data import DeviceBatches
+from macer_serve.training.loop import Conduct, InterruptedRunError, _Run, train
+from macer_serve.training.recipes import recipe
+from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]

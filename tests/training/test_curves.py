@@ -18,9 +18,9 @@ from click.testing import Result
 from tensorboardX.proto.event_pb2 import Event
 from test_states import QUICK, states_of
 
-from training.loop import InterruptedRunError
-from training.recipes import recipe
-from training.session import TrainingOptions, run_training
+from macer_serve.training.loop import InterruptedRunError
+from macer_serve.training.recipes import recipe
+from macer_serve.training.session import TrainingOptions, run_training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]

@@ -18,7 +18,7 @@ from torch import Tensor
 from macer_serve.datasets import DATASETS, ImageSet, load_dataset
 from macer_serve.errors import DataError
 from macer_serve.images import decode
-from training.data import Batches, DeviceBatches, TreeBatches, generator_for
+from macer_serve.training.data import Batches, DeviceBatches, TreeBatches, generator_for
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,10 @@ from test_states import log_of
 from torch import Tensor, nn
 
 from macer_serve.architectures import base_classifier
-from training.loop import Conduct, _Run
-from training.precision import Precision
-from training.recipes import Recipe, recipe
-from training.run_state import RunFolder
+from macer_serve.training.loop import Conduct, _Run
+from macer_serve.training.precision import Precision
+from macer_serve.training.recipes import Recipe, recipe
+from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]

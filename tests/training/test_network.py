@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from macer_serve.architectures import base_classifier
-from training.loop import Conduct, _Run
-from training.network import Group, Network
-from training.precision import Precision
-from training.recipes import recipe
-from training.run_state import RunFolder
+from macer_serve.training.loop import Conduct, _Run
+from macer_serve.training.network import Group, Network
+from macer_serve.training.precision import Precision
+from macer_serve.training.recipes import recipe
+from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = Precision(torch.device("cpu"), "fp32", False, 1)

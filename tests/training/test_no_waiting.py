@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.data import DeviceBatches
-from training.loop import Conduct, _Run
-from training.methods import METHOD_FUNCTIONS, Step
-from training.run_state import RunFolder
+from macer_serve.training.data import DeviceBatches
+from macer_serve.training.loop import Conduct, _Run
+from macer_serve.training.methods import METHOD_FUNCTIONS, Step
+from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from macer_serve.cli import main
 from macer_serve.cli.train import command as train_command
 from macer_serve.errors import ParameterError
-from training.recipes import METHODS as METHOD_CONSTANTS
-from training.recipes import Recipe, recipe
+from macer_serve.training.recipes import METHODS as METHOD_CONSTANTS
+from macer_serve.training.recipes import Recipe, recipe
 
 # (lam, gamma, beta, k, lr, milestones, weight decay, batch, epochs, defer); Zhai et al. 2020 and their code for
 # CIFAR-10, public reproductions of it for MNIST (Jeong & Shin 2020) and ImageNet.

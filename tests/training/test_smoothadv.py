@@ -13,12 +13,12 @@ import torch
 from click.testing import Result
 from torch import Tensor, nn
 
-from training.methods import Step
-from training.methods.smoothadv import ATTACKS, ddn, pgd, smoothadv, smoothed_loss
-from training.network import Group
-from training.network import Network as Net
-from training.precision import Precision
-from training.recipes import recipe
+from macer_serve.training.methods import Step
+from macer_serve.training.methods.smoothadv import ATTACKS, ddn, pgd, smoothadv, smoothed_loss
+from macer_serve.training.network import Group
+from macer_serve.training.network import Network as Net
+from macer_serve.training.precision import Precision
+from macer_serve.training.recipes import recipe
 
 Array = npt.NDArray[np.float64]
 SHAPE = (3, 4, 4)

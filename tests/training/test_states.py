@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from training.run_state import RunFolder
+from macer_serve.training.run_state import RunFolder
 
 Train = Callable[..., Result]
 # 40 images: three steps an epoch.

@@ -28,13 +28,13 @@ from torch.overrides import TorchFunctionMode
 from macer_serve.architectures import base_classifier
 from macer_serve.datasets import load_dataset
 from macer_serve.errors import DataError
-from training.data import TreeBatches, _share, generator_for
-from training.loop import Conduct, _Run
-from training.methods import METHOD_FUNCTIONS, Step
-from training.network import Group
-from training.recipes import Recipe, recipe
-from training.run_state import RunFolder
-from training.session import TrainingOptions, train_here
+from macer_serve.training.data import TreeBatches, _share, generator_for
+from macer_serve.training.loop import Conduct, _Run
+from macer_serve.training.methods import METHOD_FUNCTIONS, Step
+from macer_serve.training.network import Group
+from macer_serve.training.recipes import Recipe, recipe
+from macer_serve.training.run_state import RunFolder
+from macer_serve.training.session import TrainingOptions, train_here
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Train = Callable[..., Result]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.methods.gaussian import gaussian
-from training.methods.macer import macer
-from training.methods.smoothadv import smoothadv
-from training.recipes import Recipe
+from macer_serve.training.methods.gaussian import gaussian
+from macer_serve.training.methods.macer import macer
+from macer_serve.training.methods.smoothadv import smoothadv
+from macer_serve.training.recipes import Recipe
 
 Sums = dict[str, Tensor]
 Logits = Callable[[Tensor], Tensor]

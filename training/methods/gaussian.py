@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from training.methods import Logits, Step, Sums
-    from training.recipes import Recipe
+    from macer_serve.training.methods import Logits, Step, Sums
+    from macer_serve.training.recipes import Recipe
 
 
 def gaussian(model: Logits, images: Tensor, labels: Tensor, recipe: Recipe, step: Step) -> tuple[Tensor, Sums]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from training.methods import Logits, Step, Sums
-    from training.recipes import Recipe
+    from macer_serve.training.methods import Logits, Step, Sums
+    from macer_serve.training.recipes import Recipe
 
 # Probabilities below this lie beyond any hinge in use (Phi^-1 of it is -11.5), and above it float32 is exact.
 _TINY = 1e-30

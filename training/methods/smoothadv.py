@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from training.methods import Logits, Step, Sums
-    from training.recipes import Recipe
+    from macer_serve.training.methods import Logits, Step, Sums
+    from macer_serve.training.recipes import Recipe
 
 _TINY = 1e-20  # under the logarithm, as published
 DDN_START, DDN_GAMMA = 256 / 255, 0.05  # the first norm and its growth, as published
