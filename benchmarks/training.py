@@ -15,8 +15,8 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +25,20 @@ from torch import Tensor, nn
 from macer_serve.architectures import base_classifier
 from macer_serve.datasets import dataset_info, load_dataset
 from macer_serve.hardware import usable_cores
-from macer_serve.training.recipes import Recipe, recipe
-from macer_serve.training.session import TrainingOptions, run_training
+from macer_serve.training.options import TrainingOptions
+from macer_serve.training.recipe import Recipe
+from macer_serve.training.recipes import recipe
+from macer_serve.training.run import run_training
 
 SIGMA, BATCH = 0.25, 128
-Loss = Callable[[nn.Module, Tensor, Tensor, Recipe], Tensor]
+Loss = Callable[[nn.Module, Tensor, Tensor, Any], Tensor]
 
 
 def plain_gaussian(model: nn.Module, x: Tensor, y: Tensor, r: Recipe) -> Tensor:
     return F.cross_entropy(model(x + r.sigma * torch.randn_like(x)), y)
 
 
-def plain_macer(model: nn.Module, x: Tensor, y: Tensor, r: Recipe) -> Tensor:
+def plain_macer(model: nn.Module, x: Tensor, y: Tensor, r: Any) -> Tensor:
     """Zhai et al. 2020, Algorithm 1."""
     normal = torch.distributions.Normal(0.0, 1.0)
     copies = x.repeat_interleave(r.k, 0)
@@ -51,7 +53,7 @@ def plain_macer(model: nn.Module, x: Tensor, y: Tensor, r: Recipe) -> Tensor:
     return (loss + r.lam * r.sigma / 2 * hinge.sum()) / len(x)
 
 
-def plain_smoothadv(model: nn.Module, x: Tensor, y: Tensor, r: Recipe) -> Tensor:
+def plain_smoothadv(model: nn.Module, x: Tensor, y: Tensor, r: Any) -> Tensor:
     """Salman et al. 2019, Pseudocode 1, PGD."""
     noise = r.sigma * torch.randn(len(x), r.k, *x.shape[1:])
     delta = torch.zeros_like(x, requires_grad=True)
@@ -110,17 +112,17 @@ def main() -> None:
     assert arrays is not None
     pixels, labels = (torch.from_numpy(a[: options.images]) for a in arrays)
     for method in options.methods:
-        r = replace(recipe("cifar10", method, SIGMA), epochs=2, batch=BATCH, milestones=(), lr=0.01, ramp=0)
+        r = recipe("cifar10", method, SIGMA).with_options(epochs=2, batch=BATCH, milestones=(), lr=0.01)
         if method != "gaussian":
-            r = replace(r, k=options.k)
+            r = r.with_options(k=options.k)
         if method == "smoothadv":
-            r = replace(r, batch=BATCH // options.k, attack_steps=options.attack_steps)
+            r = r.with_options(batch=BATCH // options.k, attack_steps=options.attack_steps, ramp=0)
         ours, how = our_rate(r, options.data_dir, options.images, options.arch)
         plain = plain_rate(r, pixels, labels, options.arch)
         epoch = 50_000 / ours
         print(
-            f"{method:10} k {r.k}, batch {r.batch}: ours {ours:7.1f} images/s ({epoch:6.0f} s for 50,000), "
-            f"plain {plain:7.1f}, {ours / plain:.2f}x   {how}",
+            f"{method:10} k {r.to_json().get('k', 1)}, batch {r.batch}: "
+            f"ours {ours:7.1f} images/s ({epoch:6.0f} s for 50,000), plain {plain:7.1f}, {ours / plain:.2f}x   {how}",
             flush=True,
         )
 

@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 
 from macer_serve.datasets import ImageSet
 from macer_serve.errors import DataError
+from macer_serve.training.images import limited
 from macer_serve.training.network import Group
 
 
@@ -139,9 +140,7 @@ class TreeBatches:
         group: Group = Group(),  # noqa: B008  # frozen
     ) -> None:
         self.data = _AugmentedTree(images, size, seed)
-        # A limit takes images evenly spread: a tree is sorted by class, and its head would be one class.
-        count = len(images) if limit is None else min(limit, len(images))
-        self.indices = torch.arange(count) * len(images) // count
+        self.indices = torch.tensor(limited(len(images), limit))
         self.images_per_epoch = len(self.indices)
         self.batch, self.seed, self.device = min(batch, len(self.indices)), seed, device
         self.loaders, self.group = loaders, group

@@ -17,9 +17,9 @@ from macer_serve.evaluation.logs import Log, Row
 from macer_serve.evaluation.report import summary
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
+from macer_serve.training.precision import Precision
 from macer_serve.voters import VoterOptions, open_voter
 from macer_serve.voters.options import Device
-from macer_serve.training.precision import Precision
 
 # Enough to see a run go wrong, in seconds; `macer certify` is for figures.
 PLAN = Plan(n=1000)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from macer_serve.errors import LogError, ParameterError
+from macer_serve.locks import HeldError, lock
 
 COHEN_COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 OUR_COLUMNS = (*COHEN_COLUMNS, "p_lower", "n", "count_a", "top")
@@ -273,13 +274,9 @@ def _append(file: FileIO, data: bytes) -> None:
 def _lock(file: FileIO, path: Path) -> None:
     """Two runs on one log would write images twice, and spoil it."""
     try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise LogError(f"{path} is being written by another run; wait for it, or use another --out") from None
-    except (ImportError, OSError):
-        pass  # Windows and some network file systems have no such lock; the log works without
+        lock(file)
+    except HeldError as holder:
+        raise LogError(f"{path} is being written by {holder}; wait for it, or use another --out") from None
 
 
 def _continued(data: bytes, path: Path, settings: Mapping[str, str]) -> tuple[Row, ...]:

@@ -189,7 +189,7 @@ def test_a_run_killed_between_state_and_curve_makes_it_up(
 def test_a_curve_that_is_there_is_not_made_again(finished: Any, train: Train, monkeypatch: Any) -> None:
     command, out = finished(train)
     before = (out.with_name("out.run") / "certified.jsonl").read_bytes()
-    monkeypatch.setattr("macer_serve.training.session.certified_curve", lambda *a, **k: pytest.fail("made again"))
+    monkeypatch.setattr("macer_serve.training.worker.certified_curve", lambda *a, **k: pytest.fail("made again"))
     assert train(*command).exit_code == 0
     assert (out.with_name("out.run") / "certified.jsonl").read_bytes() == before
 

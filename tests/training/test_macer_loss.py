@@ -12,7 +12,7 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from macer_serve.training.methods import Step
+from macer_serve.training.method import Step
 from macer_serve.training.methods.gaussian import gaussian
 from macer_serve.training.methods.macer import macer, macer_loss
 from macer_serve.training.methods.smoothadv import smoothadv

@@ -14,9 +14,10 @@ from test_states import log_of
 from torch import Tensor, nn
 
 from macer_serve.architectures import base_classifier
-from macer_serve.training.loop import Conduct, _Run
+from macer_serve.training.loop import LoopOptions, _Run
 from macer_serve.training.precision import Precision
-from macer_serve.training.recipes import Recipe, recipe
+from macer_serve.training.recipe import Recipe
+from macer_serve.training.recipes import recipe
 from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +49,7 @@ def one_update(chosen: Recipe, tmp_path: Path, micro_batch: int | None) -> tuple
     model, passed = lenet(), []
     images, labels = digits(model)
     model.register_forward_pre_hook(lambda model, x: passed.append(x[0].clone()) if model.training else None)
-    run = _Run(model, chosen, Conduct(EXACT, micro_batch=micro_batch), RunFolder(tmp_path), seed=3)
+    run = _Run(model, chosen, LoopOptions(EXACT, micro_batch=micro_batch), RunFolder(tmp_path), seed=3)
     run.update(images, labels, 1.0, 0.1)
     return run, passed
 
