@@ -121,7 +121,7 @@ def damaged(path: Path, how: str) -> None:
 DAMAGES = ("cut", "empty", "text", "appledouble", "checksum", "zeros", "large", "pdf", "gif", "bitmap", "animation")
 
 
-@pytest.mark.parametrize("damage", (*DAMAGES, "gone"))
+@pytest.mark.parametrize("damage", [*DAMAGES, "gone"])
 def test_an_unreadable_picture_is_named_before_training_and_its_removal_is_enough(
     pets: Path, train: Train, tmp_path: Path, damage: str
 ) -> None:
