@@ -1,11 +1,11 @@
-"""Claim: our loop trains several times the images a second of a plain eager fp32 loop written from the papers.
+"""Claim: our loop trains several times as many images per second as a plain eager fp32 loop written from the papers.
 
     python benchmarks/training.py --data-dir DIR [--arch resnet20] [--images 2048] [--k 4]
 
-Per method, in one run on one machine with all cores: `macer train` as users start it (its own precision and
-compilation, data order, augmentation and bookkeeping included), and the method's algorithm as plainly as PyTorch
-allows. CIFAR-10, sigma = 0.25, batch 128 (SmoothAdv: 128 / k images a step, as published); the second of two epochs of
-`--images` images counts, the first compiles. The ratio depends on the hardware's bf16 arithmetic.
+Each method is measured twice in one run on one machine with all cores: by `macer train` as users start it (with its own
+precision, compilation, data order, augmentation and logs), and by the method's algorithm as plainly as PyTorch allows.
+CIFAR-10, sigma = 0.25, batch 128 (SmoothAdv: 128 / k images per step, as published). Of two epochs of `--images` images
+the second counts, since the first compiles. The ratio depends on the hardware's bf16 arithmetic.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ PLAIN: dict[str, Loss] = {"gaussian": plain_gaussian, "macer": plain_macer, "smo
 
 
 def plain_rate(r: Recipe, images: Tensor, labels: Tensor, arch: str) -> float:
-    """Images a second of the plain loop over the images, once through."""
+    """Returns the images per second of one epoch of the plain loop."""
     torch.set_num_threads(usable_cores())
     info = dataset_info("cifar10")
     model = base_classifier(arch, classes=10, input_shape=info.input_shape, mean=info.mean, std=info.std).train()
@@ -90,7 +90,7 @@ def plain_rate(r: Recipe, images: Tensor, labels: Tensor, arch: str) -> float:
 
 
 def our_rate(r: Recipe, data_dir: Path, images: int, arch: str) -> tuple[float, str]:
-    """Images a second of `macer train` in its second epoch, and how it computed."""
+    """Returns the images per second of the second epoch of `macer train`, and its precision."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "checkpoint"
         options = TrainingOptions("cifar10", data_dir, out, r.method, r.sigma, arch=arch, limit=images, held_out=0)
