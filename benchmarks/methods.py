@@ -3,8 +3,8 @@
     python benchmarks/methods.py --dataset mnist --data-dir DIR --out RUNS [--recipe fast] [--every 20] [--n 100000]
 
 Trains every method by the recipe of that name, certifies the same test images with each, and prints Table 3. For each
-pair of methods it also prints the mean difference of the certified radii of an image (0 if it is wrong or abstained), with
-its standard error over images. It runs `macer train` and `macer certify`, so the same command continues an interrupted
+pair of methods it also prints the mean difference of the certified radii over images (a wrong or abstained image counts
+0), with its standard error. It runs `macer train` and `macer certify`, so the same command continues an interrupted
 benchmark. With a GPU, the published recipes are
 
     --dataset mnist --recipe published                        (ACR 0.911 by Gaussian augmentation, 0.920 by MACER)
