@@ -41,10 +41,14 @@ def lock_folder(folder: Path) -> FileIO:
     """
     path = folder / "lock"
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             file = FileIO(path, "a+")
         except FileNotFoundError:  # the holder has just removed the folder
+            continue
+        except FileExistsError:
+            if folder.exists() and not folder.is_dir():
+                raise
             continue
         try:
             lock(file)
