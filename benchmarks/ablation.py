@@ -2,8 +2,8 @@
 
     python benchmarks/ablation.py --data-dir DIR --out RUNS [--every 20] [--n 10000] [--only NAME ...] [--train ...]
 
-Trains LeNet at sigma = 0.25 for 30 epochs per variant, and certifies test images 10, 30, 50, ... Constants were chosen by
-these images, so final figures are given on others. Prints one line per variant: hours of training, ACR, and the mean
+Trains LeNet at sigma = 0.25 for 30 epochs per variant, and certifies test images 10, 30, 50, ... Constants were chosen
+by these images, so final figures are given on others. Prints one line per variant: hours of training, ACR, and the mean
 difference of the certified radii to the first variant. The same command continues an interrupted benchmark.
 """
 

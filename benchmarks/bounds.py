@@ -1,6 +1,6 @@
 """Claims: two-sided certifies images on which one-sided abstains; betting certifies larger soft radii than Bernstein.
 
-    python benchmarks/bounds.py --data-dir DIR [--abstained-in docs/bundled/certify-every20-n10000.tsv]
+    python benchmarks/bounds.py --data-dir DIR [--abstained-in results/bundled/certify-every20-n10000.tsv]
 
 On CIFAR-10 test images with the bundled checkpoint, alpha = 0.001. Hard votes: the same n = 10,000 votes of each image
 under both bounds, of every 20th image, or of those alone on which a log says that one-sided abstained. Soft votes

@@ -1,6 +1,6 @@
 """Claim: on a CPU with VNNI and no AMX the default engine computes at least 1.8 times the votes of torch's bf16.
 
-With AMX the claim does not hold: there torch's compiled bf16 is itself several times faster (docs/engines.md).
+With AMX the claim does not hold: there torch's compiled bf16 is itself several times faster (results/engines.md).
 
     python benchmarks/engine.py [--arch bundled:cifar10 resnet20 resnet110] [--seconds 5] [--rounds 5]
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 
 import mpmath
-import numpy as np
 import pytest
+from first_passage import Bound, false_probability
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
 from statsmodels.stats.proportion import proportion_confint
 
 from macer_serve.errors import ParameterError
 from macer_serve.smoothing.binomial import clopper_pearson_lower
 from macer_serve.smoothing.radius import one_sided_radius, round_down, two_sided_radius
-
-Bound = Callable[[int, int], float]
 
 
 def tail(k: int, n: int, p: float) -> mpmath.mpf:
@@ -98,29 +94,6 @@ def test_what_is_no_count_or_level_is_refused(k: int, n: int, alpha: float) -> N
 
 
 # --- the false probability, without a network -----------------------------------------------------------------------
-
-
-def boundary(bound: Bound, looks: list[int], p: float) -> dict[int, int]:
-    """By look m, the fewest successes whose bound exceeds p (m + 1: none). Bounds rise with k and fall with m."""
-    fewest, k = {}, 0
-    for m in looks:
-        while k <= m and bound(k, m) <= p:
-            k += 1
-        fewest[m] = k
-    return fewest
-
-
-def false_probability(bound: Bound, looks: list[int], p: float) -> float:
-    """P(the bound exceeds p at any of the looks), by exact first passage over all paths of successes."""
-    fewest = boundary(bound, looks, p)
-    alive, passed, before = np.ones(1), 0.0, 0
-    for m in looks:
-        # Independent successes between two looks: convolve with their binomial law.
-        alive = np.convolve(alive, binom.pmf(np.arange(m - before + 1), m - before, p))
-        passed += float(alive[fewest[m] :].sum())
-        alive[fewest[m] :] = 0.0
-        before = m
-    return passed
 
 
 def probabilities(n: int, alpha: float) -> list[float]:

@@ -8,14 +8,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
+from brightness import SECRET, SIGMA, Brightness, config, image
 from cases import voter_of
-from torch import Tensor, nn
+from torch import nn
 
-from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.errors import ParameterError
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.binomial import clopper_pearson_lower
@@ -28,30 +25,7 @@ from macer_serve.smoothing.votes import Draw, from_record
 from macer_serve.voters import Task, drive
 from macer_serve.voters.batched import BatchedVoter
 
-SECRET, SIGMA = bytes(range(32)), 0.25
 PLAN = Plan(n0=50, n=2000, alpha=0.001)
-
-
-class Brightness(nn.Module):
-    """Three classes by the mean of the lattice integers: split near the middle, unanimous far from it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(1, 3)
-        self.fc.load_state_dict(
-            {"weight": torch.tensor([[-1.0], [0.0], [1.0]]), "bias": torch.tensor([-100.0, -100.2, -100.0])}
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.round(x * 255.0).flatten(1).mean(1, keepdim=True) - 128.0)  # type: ignore[no-any-return]
-
-
-def config(**changes: Any) -> CheckpointConfig:
-    plain = CheckpointConfig(
-        name="brightness", architecture="test", classes=("dark", "grey", "bright"), input_shape=(3, 4, 4),
-        mean=(0.0,) * 3, std=(1.0,) * 3, sigma=SIGMA, resize=4, files={"model.safetensors": "sha256:" + 64 * "0"},
-    )  # fmt: skip
-    return dataclasses.replace(plain, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +40,6 @@ def voter() -> Iterator[BatchedVoter]:
 @pytest.fixture(scope="module")
 def g(voter: BatchedVoter) -> SmoothedClassifier:
     return SmoothedClassifier(config(), voter=voter, secret=SECRET)
-
-
-def image(level: int) -> npt.NDArray[np.uint8]:
-    """Random pixels around a level: bright from about 145, split at 128."""
-    generator = np.random.default_rng(level)
-    return (level + generator.integers(-20, 21, (4, 4, 3))).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_certificate import SECRET, config
+from brightness import SECRET, config
+from digit_checkpoints import DIGEST, Bomb, edit, lenet
 from torch import nn
 
-from macer_serve.architectures import base_classifier
 from macer_serve.checkpoint import CheckpointConfig, load_config, load_model, resolve, save_checkpoint
 from macer_serve.errors import CheckpointError, EngineError
 from macer_serve.images import UploadLimits
@@ -23,20 +22,6 @@ from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
 from macer_serve.voters import VoterOptions
 from macer_serve.voters.batched import BatchedVoter
-
-DIGEST = "sha256:" + 64 * "0"
-
-
-def lenet() -> tuple[nn.Sequential, CheckpointConfig]:
-    torch.manual_seed(1)
-    shape = (1, 28, 28)
-    classes = tuple("0123456789")
-    settings = config(
-        name="digits", architecture="lenet", classes=classes, input_shape=shape, mean=(0.1307,), std=(0.3081,),
-        resize=28, dataset="mnist", seed=7, recipe={"method": "gaussian", "lr": 0.01}, metrics={"loss": 0.25},
-        versions={"torch": torch.__version__},
-    )  # fmt: skip
-    return base_classifier("lenet", classes=10, input_shape=shape, mean=(0.1307,), std=(0.3081,)).eval(), settings
 
 
 @pytest.fixture
@@ -79,16 +64,6 @@ def test_missing_weights_and_folders_are_named(
         resolve("bundled:nothing")
 
 
-class Bomb:
-    """Unpickling it writes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.target, "executed")
-
-
 @pytest.mark.parametrize("writer", [pickle.dumps, "torch"])
 def test_nothing_in_a_checkpoint_is_executed(
     saved: tuple[Path, nn.Sequential, CheckpointConfig], tmp_path: Path, writer: Any
@@ -106,13 +81,6 @@ def test_nothing_in_a_checkpoint_is_executed(
     assert not target.exists()
     pickle.loads(pickle.dumps(Bomb(target)))  # the bomb is live
     assert target.exists()
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    """Change fields of config.json; `...` removes one."""
-    path = folder / "config.json"
-    data = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({k: v for k, v in data.items() if v is not ...}))
 
 
 def test_every_field_is_part_of_the_identity() -> None:

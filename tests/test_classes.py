@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_certificate import config
+from brightness import config
 
 from macer_serve.datasets import ImageSet, dataset_info
 from macer_serve.errors import ParameterError

@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from test_checkpoint import lenet
+from digit_checkpoints import lenet
 
 from macer_serve.checkpoint import load_config, load_model, save_checkpoint
 from macer_serve.checkpoint.export import export_onnx, require_same_logits

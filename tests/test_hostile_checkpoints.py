@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from digit_checkpoints import DIGEST, edit, lenet
 from safetensors.torch import save
-from test_checkpoint import DIGEST, edit, lenet
 from torch import nn
 
 from macer_serve.checkpoint import CheckpointConfig, load_checkpoint, load_config, load_model, resolve, save_checkpoint

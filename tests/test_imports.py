@@ -131,3 +131,14 @@ def test_noise_knows_no_state_machine() -> None:
         "smoothing",
         "macer_serve",
     } | {"version"}
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several test modules need stands in a conftest.py, or in a plain module that is named by what it makes."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            modules = [*names, (node.module or "")] if isinstance(node, ast.ImportFrom) else names
+            found += [f"{path}:{node.lineno}" for name in modules if name.rpartition(".")[2].startswith("test_")]
+    assert not found

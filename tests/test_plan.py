@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from test_runs import any_plan
+from plans import any_plan
 
 from macer_serve.errors import ParameterError
 from macer_serve.smoothing.plan import Plan

@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from first_passage import false_probability
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import finish
 from scipy.special import ndtri
 from scipy.stats import binom
-from test_bounds import false_probability
 
 from macer_serve.smoothing import mixture
 from macer_serve.smoothing.binomial import clopper_pearson_lower, top_two_p_value
 from macer_serve.smoothing.bounds.base import MIXTURE_SHARE, Proof
-from macer_serve.smoothing.certification import Certification, Claim, Done
+from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import prove
 from macer_serve.smoothing.radius import one_sided_radius, round_down, two_sided_radius
 from macer_serve.smoothing.stopping import decided
-from macer_serve.smoothing.votes import SOFT_LEVELS, VOTE_LEVELS, Draw, shares
+from macer_serve.smoothing.votes import SOFT_LEVELS, VOTE_LEVELS, shares
 
 SIGMA = 0.25
 Votes = npt.NDArray[np.int64]
@@ -158,15 +159,6 @@ def test_broken_unions_are_caught(alpha: float) -> None:
     assert union(p, n, 3 * MIXTURE_SHARE * alpha, 3 * (1 - MIXTURE_SHARE) * alpha) > 1.05 * alpha
     peeked = false_probability(lambda k, m: clopper_pearson_lower(k, m, alpha), list(range(1, 301)), p)
     assert peeked > 3 * alpha
-
-
-def finish(run: Certification, winners: npt.NDArray[np.int64], size: int | None = None) -> Claim:
-    """Selection is unanimous for class 1; copy j of the estimation votes for winners[j]."""
-    while not isinstance(want := run.wants(size), Done):
-        assert isinstance(want, Draw)
-        picked = np.ones(len(want), np.int64) if want.purpose == "selection" else winners[want.start : want.stop]
-        run.add(want, np.bincount(picked, minlength=run.classes))
-    return run.claim()
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import any_plan, finish
 from scipy.special import ndtr
-from test_proof import finish
 
 from macer_serve.smoothing.certification import Certification, Claim, Done, Waiting
 from macer_serve.smoothing.plan import Plan
@@ -20,17 +20,6 @@ from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, count, from_record
 
 SIGMA = 0.25
 Votes = npt.NDArray[np.int64]
-
-
-def any_plan() -> st.SearchStrategy[Plan]:
-    kinds = st.sampled_from([{}, {"radius": 0.05}, {"radius": 0.3}, {"tolerance": 0.3}, {"tolerance": 0.02}])
-    certify = st.builds(
-        lambda kind, **rest: Plan(**kind, **rest),
-        kinds, n0=st.integers(1, 60), n=st.integers(1, 400), alpha=st.sampled_from([0.001, 0.05]),
-        bound=st.sampled_from(["one-sided", "two-sided", "soft"]),
-    )  # fmt: skip
-    predict = st.builds(Plan, n=st.integers(1, 400), alpha=st.sampled_from([0.001, 0.05]), mode=st.just("predict"))
-    return st.one_of(certify, certify, certify, predict)
 
 
 class Copies:

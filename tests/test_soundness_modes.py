@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pytest
 import torch
 from cases import voter_of
+from linear_problems import COLOUR, FALSE_ALARM, SIGMA, Problem
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom
-from test_soundness import COLOUR, FALSE_ALARM, SIGMA, Problem
 from torch import Tensor, nn
 
 from macer_serve.checkpoint import CheckpointConfig

@@ -6,7 +6,7 @@ from macer_serve.datasets import ImageSet, load_dataset
 from macer_serve.errors import DataError
 from macer_serve.evaluation.certify import spread_indices
 from macer_serve.training.file_check import require_readable
-from macer_serve.training.options import Callbacks, TrainingOptions
+from macer_serve.training.options import WITHOUT_HELD_OUT, Callbacks, TrainingOptions
 
 _NAMED_AT_MOST = 6  # classes, in a message
 
@@ -29,7 +29,7 @@ def held_out_images(options: TrainingOptions, classes: tuple[str, ...]) -> Image
     try:
         images = load_dataset(options.dataset, options.data_dir, "test", download=options.download, share=options.split)
     except DataError as error:
-        raise DataError(f"{error} (Held-out images are certified at the end; --held-out 0 goes without.)") from error
+        raise DataError(f"{error} {WITHOUT_HELD_OUT}") from error
     if images.classes != classes:
         only = {"train": set(classes) - set(images.classes), "test": set(images.classes) - set(classes)}
         what = "; ".join(f"only in {split}: {_listed(sorted(names))}" for split, names in only.items() if names)

@@ -18,6 +18,8 @@ _DEFAULT_ARCHITECTURE = {
     "folder": "resnet50",
 }
 
+WITHOUT_HELD_OUT = "(Held-out images are certified at the end; --held-out 0 goes without.)"
+
 Progress = Callable[[int, int, int, dict[str, float]], None]
 
 

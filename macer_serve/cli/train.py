@@ -11,7 +11,9 @@ import click
 from macer_serve.cli.data_options import data_options
 from macer_serve.cli.options import Command, with_options
 from macer_serve.datasets import Split, require_present
+from macer_serve.errors import DataError
 from macer_serve.training.methods import METHODS
+from macer_serve.training.options import WITHOUT_HELD_OUT, Callbacks, TrainingOptions
 from macer_serve.training.recipes import NAMES, OPTIONS, recipe, source
 
 if TYPE_CHECKING:
@@ -120,7 +122,6 @@ def command(**options: Any) -> None:
     whose = source(options["dataset"], options["method"], options["sigma"], name)
     _require_data(options)
 
-    from macer_serve.training.options import Callbacks, TrainingOptions
     from macer_serve.training.run import run_training
 
     out = options.pop("out") or Path("runs") / f"{options['dataset']}-{options['method']}-sigma{options['sigma']:g}"
@@ -139,7 +140,10 @@ def _require_data(options: dict[str, Any]) -> None:
     splits: tuple[Split, ...] = ("train", "test") if options["held_out"] else ("train",)
     for split in splits:
         where = (options["dataset"], options["data_dir"], split)
-        require_present(*where, download=options["download"], share=options["split"])
+        try:
+            require_present(*where, download=options["download"], share=options["split"])
+        except DataError as error:
+            raise DataError(f"{error} {WITHOUT_HELD_OUT}" if split == "test" else str(error)) from error
 
 
 def _table(dataset: str, name: str, chosen: Recipe, given: dict[str, Any]) -> str:

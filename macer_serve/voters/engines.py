@@ -137,7 +137,7 @@ def choose(classifier: BaseClassifier, options: VoterOptions) -> VoterOptions:
     """Returns the options with engine and device decided, by hardware and files alone.
 
     A GPU runs torch. A CPU that multiplies int8 runs the checkpoint's quantised file, if there is one, by OpenVINO.
-    Every other CPU runs torch, or onnxruntime if the checkpoint is an ONNX graph. `docs/engines.md` has the
+    Every other CPU runs torch, or onnxruntime if the checkpoint is an ONNX graph. `results/engines.md` has the
     measurements.
     """
     device = options.device or ("cuda" if has_gpu() else "cpu")

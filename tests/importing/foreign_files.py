@@ -12,9 +12,12 @@ import numpy.typing as npt
 import onnx
 import torch
 import torchvision
+from click.testing import CliRunner, Result
 from importing.published import BufferedNormalisation, PlainNormalisation, PublishedLeNet, PublishedResNet
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+
+from macer_serve.cli import main
 
 SIGMA = 0.25
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -239,3 +242,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "linear": linear,
     "denoiser": denoised,
 }
+
+
+def macer(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from importing.foreign_files import linear_model
-from importing.test_formats import macer
+from importing.foreign_files import linear_model, macer
 from PIL import Image
 
 from macer_serve.errors import DataError

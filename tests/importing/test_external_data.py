@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from importing.test_hostile_onnx import FACTS, WEIGHTS, changed, plain, refused
+from importing.unfit_graphs import FACTS, WEIGHTS, changed, plain, refused
 from onnx import TensorProto
 
 from macer_serve.errors import CheckpointError

@@ -8,24 +8,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
-from importing.foreign_files import CASES, SIGMA, cohen, linear, picture, torchvision_weights
+from importing.foreign_files import CASES, SIGMA, cohen, linear, macer, picture, torchvision_weights
 from PIL import Image
 
 from macer_serve.base_classifier import probe_pixels
 from macer_serve.checkpoint import load_checkpoint, load_config
 from macer_serve.checkpoint.quantize import quantize_checkpoint
-from macer_serve.cli import main
 from macer_serve.errors import CheckpointError, ParameterError
 from macer_serve.smoothing.noise import FRACTION_BITS, noise_for
 from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import Task, VoterOptions, open_voter
 
 COPIES, SEED = 96, bytes(range(16))
-
-
-def macer(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,10 +9,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from brightness import SECRET
 from click.testing import CliRunner
-from importing.foreign_files import SIGMA, linear_model, model_of
+from importing.foreign_files import SIGMA, model_of
+from importing.unfit_graphs import (
+    FACTS,
+    FLATTEN,
+    RANDOM,
+    WEIGHTS,
+    changed,
+    plain,
+    refused,
+    set_input,
+    with_nodes,
+)
 from onnx import TensorProto, helper, numpy_helper
-from test_certificate import SECRET
 
 from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
@@ -24,35 +35,9 @@ from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import Task, VoterOptions
 
-WEIGHTS = np.random.default_rng(0).integers(-4, 5, (5, 3, 4, 4))
-BIASES = -WEIGHTS.sum((1, 2, 3)) * 128.0
-FACTS = Facts(sigma=SIGMA, classes=5, value_range=(0, 255))
 PLAN = Plan(n0=20, n=100, alpha=0.05)
 SHIP = Path(__file__).parents[1] / "images" / "0001-ship.png"
 OPTIONS = VoterOptions(engine="onnx", device="cpu", batch=32, workers=1)
-
-
-def plain() -> Any:
-    return linear_model(WEIGHTS, BIASES)
-
-
-def refused(model: Any, folder: Path, kind: type[MacerError], words: str, facts: Facts = FACTS) -> None:
-    folder.mkdir(exist_ok=True)
-    file = folder / "net.onnx"
-    file.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-    with pytest.raises(kind, match=words):
-        import_model(file, folder / "out", facts)
-    assert not (folder / "out").exists()
-
-
-def changed(change: Callable[[Any], object]) -> Any:
-    model = plain()
-    change(model)
-    return model
-
-
-def with_nodes(*nodes: Any, outputs: Any = ("batch", 5), opset: int = 17, **weights: Any) -> Any:
-    return model_of(list(nodes), weights, inputs=["batch", 3, 4, 4], outputs=outputs, opset=opset)
 
 
 def of(name: str) -> Any:
@@ -92,11 +77,6 @@ def set_opset(version: int) -> Callable[[Any], None]:
     return lambda model: setattr(model.opset_import[0], "version", version)
 
 
-def set_input(kind: int, *sizes: Any) -> Callable[[Any], None]:
-    return lambda model: model.graph.input[0].CopyFrom(helper.make_tensor_value_info("in", kind, sizes))
-
-
-FLATTEN, RANDOM = helper.make_node("Flatten", ["in"], ["flat"]), np.float32(WEIGHTS.reshape(5, -1).T)
 UNFIT: dict[str, tuple[Any, type[MacerError], str]] = {
     "not a graph": (b"\x80\x04not a graph", CheckpointError, "not an ONNX file|no valid|inputs"),
     "empty": (b"", CheckpointError, "has 0 inputs"),

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from digit_checkpoints import Bomb
 from importing.published import PublishedResNet
-from test_checkpoint import Bomb
 
 from macer_serve.checkpoint.limits import read_bytes
 from macer_serve.errors import CheckpointError

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from importing.test_hostile_onnx import FACTS, FLATTEN, RANDOM, changed, plain, refused, set_input, with_nodes
+from importing.unfit_graphs import FACTS, FLATTEN, RANDOM, changed, plain, refused, set_input, with_nodes
 from onnx import TensorProto, helper
 
 from macer_serve import onnx_trial

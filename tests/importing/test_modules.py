@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_certificate import SECRET
+from brightness import SECRET
 from torch import Tensor, nn
 
 from macer_serve.checkpoint import load_checkpoint, load_config, save_checkpoint

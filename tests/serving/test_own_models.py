@@ -20,10 +20,10 @@ import torch
 import yaml
 from click.testing import CliRunner
 from importing.foreign_files import CASES, SIGMA, linear_model
+from linear_problems import ANYWHERE, COLOUR, FALSE_ALARM, margins
 from PIL import Image
 from scipy.stats import binom
 from serving.conftest import ROOT, Server, running
-from test_soundness import ANYWHERE, COLOUR, FALSE_ALARM, margins
 from torch import nn
 
 from macer_serve.checkpoint import load_config

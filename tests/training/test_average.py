@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +14,9 @@ import pytest
 import torch
 from click.testing import Result
 from safetensors.torch import load_file
-from test_micro_batch import CPU, EXACT, RECIPES, digits, lenet
-from test_states import QUICK
+from small_runs import CPU, EXACT, QUICK, RECIPES, digits, lenet, residual, small_images
 from torch import nn
 
-from macer_serve.architectures import base_classifier
-from macer_serve.datasets import DATASETS, ImageSet
 from macer_serve.training.data import DeviceBatches
 from macer_serve.training.loop import InterruptedRunError, LoopOptions, _Run, train
 from macer_serve.training.recipes import recipe
@@ -29,25 +25,6 @@ from macer_serve.training.run_state import RunFolder
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]
 Weights = dict[str, npt.NDArray[np.float64]]
-
-
-def small_images(count: int) -> ImageSet:
-    """Random images of 8x8 pixels."""
-
-    class Source(SimpleNamespace):
-        def __len__(self) -> int:
-            return len(self.data)
-
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    source = Source(data=pixels, targets=generator.integers(0, 10, count).tolist())
-    return ImageSet(DATASETS["cifar10"], source, tuple("0123456789"))
-
-
-def residual() -> nn.Sequential:
-    torch.manual_seed(0)
-    info = DATASETS["cifar10"]
-    return base_classifier("resnet20", classes=10, input_shape=(3, 8, 8), mean=info.mean, std=info.std)
 
 
 def averaged_run(

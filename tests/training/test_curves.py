@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from small_runs import QUICK, states_of
 from tensorboardX.proto.event_pb2 import Event
-from test_states import QUICK, states_of
 
 from macer_serve.training.loop import InterruptedRunError
 from macer_serve.training.options import Callbacks, TrainingOptions

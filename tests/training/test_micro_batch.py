@@ -10,38 +10,15 @@ import pytest
 import torch
 from click.testing import Result
 from safetensors.torch import load_file
-from test_states import log_of
-from torch import Tensor, nn
+from small_runs import EXACT, RECIPES, digits, lenet, log_of
+from torch import Tensor
 
-from macer_serve.architectures import base_classifier
 from macer_serve.training.loop import LoopOptions, _Run
-from macer_serve.training.precision import Precision
 from macer_serve.training.recipe import Recipe
-from macer_serve.training.recipes import recipe
 from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]
-CPU = torch.device("cpu")
-EXACT = Precision(CPU, "fp32", False, 1)
-RECIPES = {
-    "gaussian": recipe("mnist", "gaussian", 0.5),
-    "macer": recipe("mnist", "macer", 0.5).with_options(k=3, lam=4.0, defer=0),
-    "smoothadv": recipe("mnist", "smoothadv", 0.5).with_options(k=2, attack_steps=3, epsilon=1.0, ramp=0),
-}
-
-
-def lenet() -> nn.Sequential:
-    torch.manual_seed(0)
-    return base_classifier("lenet", classes=10, input_shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
-
-
-def digits(model: nn.Module, count: int = 40) -> tuple[Tensor, Tensor]:
-    """Random images, and labels of which the network has half right."""
-    images = torch.rand((count, 1, 28, 28), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        labels = model(images).argmax(1)
-    return images, torch.where(torch.arange(count) % 2 == 0, labels, (labels + 1) % 10)
 
 
 def one_update(chosen: Recipe, tmp_path: Path, micro_batch: int | None) -> tuple[_Run, list[Tensor]]:

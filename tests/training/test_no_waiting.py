@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_average import residual, small_images
-from test_micro_batch import CPU, EXACT, RECIPES, digits, lenet
+from small_runs import CPU, EXACT, RECIPES, digits, lenet, residual, small_images
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

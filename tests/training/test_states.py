@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from click.testing import Result
-
-from macer_serve.training.run_state import RunFolder
+from small_runs import QUICK, log_of, state_path, states_of
 
 Train = Callable[..., Result]
-# 40 images: three steps an epoch.
-QUICK = ("--dataset", "mnist", "--method", "gaussian", "--epochs", 2, "--batch", 16, "--lr", 0.1)
-
-
-def log_of(out: Path) -> list[dict[str, Any]]:
-    return RunFolder(out.with_name(out.name + ".run")).entries()
-
-
-def states_of(out: Path) -> list[tuple[int, int]]:
-    """Epochs and steps of the states that are kept."""
-    paths = out.with_name(out.name + ".run").glob("state-*")
-    return sorted((int(path.stem.split("-")[1]), int(path.stem.split("-")[2])) for path in paths)
-
-
-def state_path(out: Path, epoch: int, step: int) -> Path:
-    return out.with_name(out.name + ".run") / f"state-{epoch:08d}-{step:08d}.pt"
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 99])

@@ -20,8 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from click.testing import Result
-from test_micro_batch import CPU, EXACT, RECIPES
-from test_states import log_of
+from small_runs import CPU, EXACT, RECIPES, log_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_certificate import SECRET, config, image
-from test_honest import FIXED, SOFT, Made, brightness
+from brightness import SECRET, brightness, config, image
+from checking import FIXED, SOFT, Made
 
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_certificate import SECRET
-from test_honest import Made, check, failed
+from brightness import SECRET
+from checking import Made, at, changed, check, failed
 
 from macer_serve.errors import InconsistentError, ParameterError, VerificationError
 
@@ -33,21 +32,6 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from leaves(inner, (*path, key))
     else:
         yield path
-
-
-def changed(record: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    record = copy.deepcopy(record)
-    at: Any = record
-    for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = value
-    return record
-
-
-def at(record: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        record = record[key]
-    return record
 
 
 # Where a changed field is found out, if not under its own name.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from brightness import SECRET
 from click.testing import CliRunner, Result
-from test_certificate import SECRET
 
 from macer_serve.checkpoint import load_config
 from macer_serve.cli import main

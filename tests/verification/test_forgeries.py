@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_certificate import SECRET, SIGMA, config, image
-from test_honest import FIXED, SOFT, check, failed
-from test_mismatch import OTHER
+from brightness import SECRET, SIGMA, config, image
+from checking import FIXED, OTHER, SOFT, check, failed
 
 from macer_serve.errors import ContradictedError, InconsistentError
 from macer_serve.smoothed import SmoothedClassifier

@@ -3,54 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
-from cases import voter_of
-from test_certificate import SECRET, SIGMA, Brightness, config, image
-from torch import nn
+from brightness import SECRET, config, image
+from checking import FIXED, Made, check, failed, lines
 
 from macer_serve.smoothed import SmoothedClassifier
-from macer_serve.smoothing.certificate import Certificate
-from macer_serve.smoothing.plan import Plan
-from macer_serve.verification import Verification, read_certificate, verify
+from macer_serve.verification import verify
 from macer_serve.voters import Voter
-from macer_serve.voters.batched import BatchedVoter
-
-SEED = bytes(16)
-
-
-def brightness(**options: Any) -> BatchedVoter:
-    plain: dict[str, Any] = {"batch": 300, "workers": 2, "precision": "fp32", "compile": False, "device": "cpu"}
-    model = nn.Sequential(nn.Identity(), Brightness())
-    return voter_of(model, input_shape=(3, 4, 4), sigma=SIGMA, **{**plain, **options})
-
-
-FIXED = Plan(n0=50, n=2000)
-SOFT: dict[str, Any] = {"bound": "soft", "beta": 0.05}
-
-
-class Made(dict[str, tuple[Any, Certificate]]):
-    """By name: an image and its certificate."""
-
-    def __repr__(self) -> str:  # hypothesis shows arguments
-        return "Made"
-
-
-def check(c: Certificate | dict[str, Any], pixels: Any, voters: dict[str, Voter] | None = None, **more: Any) -> Any:
-    """The report on a record that has gone through JSON."""
-    record = c if isinstance(c, dict) else c.to_json()
-    certificate, answer = read_certificate(json.dumps(record).encode())
-    make = None if voters is None else voters.__getitem__
-    return verify(certificate, pixels, config(), answer=answer, voter=make, **{"seed": SEED, **more})
-
-
-def lines(report: Verification) -> dict[str, str]:
-    return {f.check: f.outcome for f in report.findings}
-
-
-def failed(report: Verification) -> set[str]:
-    return {f.check for f in report.failed}
 
 
 def test_honest_certificates_hold(honest: Made, voters: dict[str, Voter]) -> None:

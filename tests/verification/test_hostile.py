@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from brightness import SECRET, config
+from checking import Made, at, changed, check
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_certificate import SECRET, config
-from test_changes import at, changed
-from test_honest import Made, check
 
 from macer_serve.errors import ParameterError
 from macer_serve.verification import read_certificate, verify

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from test_certificate import SECRET, config, image
-from test_honest import Made, brightness, check, failed, lines
+from brightness import SECRET, brightness, config, image
+from checking import OTHER, Made, check, failed, lines
 
 from macer_serve.errors import InconsistentError, MismatchError
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.verification import verify
 from macer_serve.voters import Voter
-
-OTHER = bytes(range(1, 33))
 
 
 def test_another_image_or_checkpoint(honest: Made) -> None:
