@@ -32,6 +32,8 @@ from macer_serve.training.run_state import RunFolder
 
 log = logging.getLogger(__name__)
 
+# Steps after which a large loss counts as divergence: the first ones, from random weights, may overshoot.
+_SETTLED = 100
 AfterEpoch = Callable[[int, nn.Module], None]
 
 
@@ -48,10 +50,10 @@ class LoopOptions:
 
     `micro_batch` images at a time pass through the network, and their gradients are added up; None for the whole batch.
     The state is saved after each epoch, and every `save_every` steps. An epoch whose mean loss exceeds `most_loss`
-    counts as divergence. `stop_requested` is asked at every step and must answer all workers alike; None for SIGTERM
-    and SIGINT. `progress` is called at every step. `after_epoch` is called with the number of finished epochs and the
-    model to be exported, when their state is saved. It may be called twice for one epoch after a restart, and must skip
-    finished work.
+    counts as divergence, except during the first steps. `stop_requested` is asked at every step and must answer all
+    workers alike; None for SIGTERM and SIGINT. `progress` is called at every step. `after_epoch` is called with the
+    number of finished epochs and the model to be exported, when their state is saved. It may be called twice for one
+    epoch after a restart, and must skip finished work.
     """
 
     precision: Precision
@@ -242,7 +244,8 @@ def train(
             sums = options.group.total(run.sums)
             if first:
                 metrics = _metrics(sums, batches.images_per_epoch, seconds)
-                if metrics["loss"] > options.most_loss:
+                settled = (run.epoch + 1) * steps >= _SETTLED or run.epoch + 1 == recipe.epochs
+                if settled and metrics["loss"] > options.most_loss:
                     raise _diverged(f"the loss rose to {metrics['loss']:.3g}", run.epoch, folder)
                 folder.log({"epoch": run.epoch, "lr": rate, "images": batches.images_per_epoch, **metrics})
             run.sums, run.seconds, run.step, run.epoch = {}, 0.0, 0, run.epoch + 1
