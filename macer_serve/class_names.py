@@ -1,4 +1,4 @@
-"""Names for the folders of an image tree, which are often WordNet ids: n01443537 is a goldfish."""
+"""Names for the folders of an image tree. Folders are often WordNet ids: n01443537 is a goldfish."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from macer_serve.errors import DataError
 
-# What such files are called where trees are published, and the form of their lines: the folder, then its names.
+# The files of names that are published with image trees: their lines give a folder, then its names.
 NAMES_FILES: dict[str, tuple[re.Pattern[str], str]] = {
     "LOC_synset_mapping.txt": (re.compile(r"(\S+) +(.+)"), "<folder> <name>, <synonym>, ..."),
     "words.txt": (re.compile(r"([^\t]+)\t(.+)"), "<folder><tab><name>, <synonym>, ..."),
@@ -18,11 +18,12 @@ NAMES_FILES: dict[str, tuple[re.Pattern[str], str]] = {
 
 
 def class_names(folders: Sequence[str], places: Sequence[Path]) -> tuple[str, ...]:
-    """One name a folder, in their order, by the first file of `NAMES_FILES` in `places`; no two are equal.
+    """Returns one name per folder, in the folders' order, from the first file of `NAMES_FILES` in `places`.
 
-    The name is the first of the synonyms, its underscores read as spaces, and followed by the folder in brackets where
-    several share it (ImageNet has two cranes, a bird and a machine). A folder that the file does not know is its own
-    name, and so is every folder where there is no file. Raises `DataError` with the line of a file that is damaged.
+    A name is the first synonym of the folder, underscores replaced by spaces. Names that several folders share get the
+    folder in brackets (ImageNet has two cranes, a bird and a machine), so that no two names are equal. A folder that
+    the file lacks is named by itself; without a file all folders are. Raises `DataError` with the line of a damaged
+    file.
     """
     file = next((place / name for place in places for name in NAMES_FILES if (place / name).is_file()), None)
     if file is None:
@@ -37,7 +38,7 @@ def class_names(folders: Sequence[str], places: Sequence[Path]) -> tuple[str, ..
 
 
 def _read(file: Path) -> dict[str, str]:
-    """The first name of every folder in the file."""
+    """Returns the first name of every folder in the file."""
     pattern, form = NAMES_FILES[file.name]
     try:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 
-from macer_serve.errors import ParameterError, UndecodableError
+from macer_serve.errors import ParameterError, UndecodableError, UploadError
 from macer_serve.images import UploadLimits, decode
 from macer_serve.pillow_images import of_pillow
 
@@ -28,7 +29,7 @@ def pixels_of(image: Image, limits: UploadLimits) -> npt.NDArray[np.uint8]:
     of another kind.
     """
     if isinstance(image, str | os.PathLike):
-        return decode(_read(image, limits), limits)
+        return _of_file(str(image), limits)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode(bytes(image), limits)
     if isinstance(image, Pillow.Image):
@@ -43,15 +44,23 @@ def pixels_of(image: Image, limits: UploadLimits) -> npt.NDArray[np.uint8]:
     raise ParameterError(f"an image must be {ACCEPTED}, not {type(image).__name__}")
 
 
-def _read(path: str | os.PathLike[str], limits: UploadLimits) -> bytes:
-    text = str(path)
-    if text.startswith(("http://", "https://")):
-        raise ParameterError(f"{text[:200]}: addresses are not fetched; download the image and give its path")
+_ADDRESS = re.compile(r"(?:[a-zA-Z][a-zA-Z0-9+.-]+:/|[dD][aA][tT][aA]:)")  # a Path turns http:// into http:/
+
+
+def _of_file(path: str, limits: UploadLimits) -> npt.NDArray[np.uint8]:
+    """Returns the pixels of the file at a path. Every error names the file."""
+    name = path[:200]
+    if _ADDRESS.match(path):
+        raise ParameterError(f"{name}: addresses are not fetched; download the image and give its path")
+    if os.path.isdir(path):
+        raise UndecodableError(f"{name} is a folder, not an image: give the files in it")
     try:
         with Path(path).open("rb") as file:
-            return file.read(limits.bytes + 1)
+            return decode(file.read(limits.bytes + 1), limits)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
-        raise UndecodableError(f"{text[:200]}: {getattr(error, 'strerror', None) or error}") from error
+        raise UndecodableError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+    except UploadError as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 def _of_array(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from macer_serve.checkpoint import BUNDLED, load_config
 from macer_serve.cli import main
+from macer_serve.errors import ParameterError
+from macer_serve.evaluation.certify import image_indices
 from macer_serve.evaluation.logs import read_log
 
 SHIP = Path(__file__).parent / "images" / "0001-ship.png"
@@ -109,10 +111,58 @@ def test_certify_continues_an_interrupted_log_to_the_same_rows(tree: Path, tmp_p
 
     assert content(pieces) == content(whole)
     assert [row.idx for row in read_log(whole).rows] == [0, 1, 2, 3]
+    settings = read_log(whole).settings
+    assert (settings["dataset"], settings["sigma"], settings["n"], settings["alpha"]) == ("imagenet", 0.25, 300, 0.001)
     for option, value in (("--alpha", 0.01), ("--radius", 0.5), ("--bound", "two-sided")):
         refused = certify(pieces, option, value)
         assert refused.exit_code == 5
         assert option.removeprefix("--") in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--start", 10], "the data set has 10 images, 0 to 9: none starts at 10"),
+        (["--start", 20_000], "none starts at 20,000"),
+        (["--start", 10, "--stop", 5], "none starts at 10"),
+        (["--start", 5, "--stop", 3], "must stop above its start, 5, not at 3"),
+        (["--start", 5, "--stop", 5], "must stop above its start, 5, not at 5"),
+        (["--stop", 0], "must stop above its start, 0, not at 0"),
+        (["--start", 9, "--stop", 9, "--every", 3], "must stop above its start, 9, not at 9"),
+        (["--start", 10, "--every", 2], "none starts at 10"),
+        (["--start", 10, "--stop", 20], "none starts at 10"),
+        (["--start", 2**40], "none starts at 1,099,511,627,776"),
+        (["--start", -1], "'--start'"),
+        (["--every", 0], "'--every'"),
+    ],
+)
+def test_a_range_without_images_is_an_error(tree: Path, tmp_path: Path, options: list[object], words: str) -> None:
+    out = tmp_path / "log.tsv"
+    result = macer("certify", "bundled:cifar10", "--dataset", "imagenet", "--data-dir", tree, "--out", out, *options)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert not list(tmp_path.glob("log.tsv*"))
+
+
+def test_ranges_of_images() -> None:
+    assert image_indices(10) == range(10)
+    assert image_indices(10, start=9) == range(9, 10)
+    assert image_indices(10, stop=20, every=3) == range(0, 10, 3), "up to the last image"
+    assert image_indices(10, start=4, stop=5, every=7) == range(4, 5, 7)
+    with pytest.raises(ParameterError, match="every must be at least 1, not 0"):
+        image_indices(10, every=0)
+    with pytest.raises(ParameterError, match="none starts at -1"):
+        image_indices(10, start=-1)
+
+
+def test_a_log_that_cannot_be_continued_names_the_option(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "log.tsv"
+    out.write_text("my own notes\n")
+    where = ("--dataset", "imagenet", "--data-dir", tree, "--out", out)
+    result = macer("certify", "bundled:cifar10", *where, "--engine", "torch", "--no-compile", "--stop", 1)
+    assert result.exit_code == 5, result.output
+    assert result.stderr.endswith("(--out)\n")
+    assert out.read_text() == "my own notes\n"
 
 
 def test_a_tree_of_other_classes_is_not_certified(tree: Path, tmp_path: Path) -> None:
@@ -120,7 +170,9 @@ def test_a_tree_of_other_classes_is_not_certified(tree: Path, tmp_path: Path) ->
     out = tmp_path / "log.tsv"
     result = macer("certify", "bundled:cifar10", "--dataset", "imagenet", "--data-dir", tree, "--out", out)
     assert result.exit_code == 2, result.output
-    assert "class 6 of cifar10 is 'frog', of imagenet 'gnu': it was trained on other classes" in result.stderr
+    assert (
+        "class 6 of cifar10 is 'frog', of imagenet 'gnu': the checkpoint was trained on other classes" in result.stderr
+    )
     assert not out.exists()
 
 

@@ -98,7 +98,7 @@ def test_a_list_gives_a_list(g: SmoothedClassifier) -> None:
         ({"image": 1}, ParameterError, "not dict"),
         (io.StringIO("text"), ParameterError, "binary mode"),
         ("https://example.org/cat.png", ParameterError, "not fetched"),
-        (SHIP.parent, UndecodableError, "directory"),
+        (SHIP.parent, UndecodableError, "is a folder"),
         ("no\0path", UndecodableError, "null"),
         (np.zeros((4, 4)), ParameterError, "uint8"),
         (np.zeros((4, 4, 4), np.uint8), ParameterError, "1 or 3 channels"),
@@ -146,7 +146,7 @@ def test_a_certificate_is_shown_in_a_line(g: SmoothedClassifier) -> None:
         f"<Certificate: ship, radius {c.radius:.6f}, upload radius {c.upload_radius:.6f}, alpha 0.01, 100 votes>"
     )
     abstained = g.certify(SHIP, Plan(n0=20, n=1))
-    assert repr(abstained).startswith("<Certificate: abstained, votes were split: ")
+    assert repr(abstained).startswith("<Certificate: abstained, 1 vote proves nothing at alpha ")
     hostile = replace(c, label="<script>")
     assert "<script>" not in hostile._repr_html_()
     assert f"{c.radius:.6f}" in c._repr_html_()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
+import math
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +21,7 @@ from macer_serve.evaluation.logs import LogWriter, Row, read_log
 COHEN_HEAD = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 OUR_HEAD = COHEN_HEAD[:-1] + "\tp_lower\tn\tcount_a\ttop\n"
 COHEN_LOG = COHEN_HEAD + "0\t3\t3\t0.502\t1\t0:00:13.126220\n7\t8\t-1\t0.0\t0\t0:00:14.000001\n"
-SETTINGS = {"dataset": "cifar10", "sigma": "0.25", "checkpoint": "sha256:9f3a", "data": "a b: c"}
+SETTINGS = {"dataset": "cifar10", "sigma": 0.25, "checkpoint": "sha256:9f3a", "n": 1000, "data": "a b: c"}
 FIRST = Row(0, 3, 3, 0.502113, True, 0.412903, 0.977683112, 100_000, 97_912, 3)
 ABSTAINED = Row(20, 8, -1, 0.0, False, 0.5, 0.25, 1_000, 300, 2)
 Write = Callable[[str], Path]
@@ -37,7 +40,7 @@ def written(tmp_path: Path) -> Write:
 def test_cohens_log(written: Write) -> None:
     log = read_log(written(COHEN_LOG))
     assert log.rows == (Row(0, 3, 3, 0.502, True, 13.12622), Row(7, 8, -1, 0.0, False, 14.000001))
-    assert log.header == {}
+    assert log.settings == {}
     assert log.radius_decimals == 3
 
 
@@ -94,7 +97,7 @@ def test_printed_decimals(written: Write, radii: list[str], decimals: int | None
         ("1\t3\t3\t-0.5\t1\t1.0", "radius must be a finite number"),
         ("1\t3\t-1\t0.5\t0\t1.0", "an abstention .* has radius 0"),
         ("1\t3\t3\t0.5\ttrue\t1.0", "correct must be 0 or 1"),
-        ("1\t3\t3\t0.5\t0\t1.0", "whether predict is label"),
+        ("1\t3\t3\t0.5\t0\t1.0", "whether predict equals label"),
         ("1\t3\t3\t0.5\t1\t0:60:00", "time must be"),
         ("1\t3\t3\t0.5\t1\tnan", "time must be"),
         ("0\t3\t3\t0.5\t1\t1.0", "image 0 is in the log already"),
@@ -156,16 +159,91 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
         log.write(ABSTAINED)
         log.write(Row(40, 1, 1, 0.0, True, 3.0))
     assert path.read_text() == (
-        "# dataset: cifar10\n# sigma: 0.25\n# checkpoint: sha256:9f3a\n# data: a b: c\n"
-        + OUR_HEAD
+        OUR_HEAD
         + "0\t3\t3\t0.502113\t1\t0:00:00.412903\t0.977683112\t100000\t97912\t3\n"
         + "20\t8\t-1\t0.000000\t0\t0:00:00.500000\t0.250000000\t1000\t300\t2\n"
         + "40\t1\t1\t0.000000\t1\t0:00:03\t\t\t\t\n"
     )
     read = read_log(path)
     assert read.rows == (FIRST, ABSTAINED, Row(40, 1, 1, 0.0, True, 3.0))
-    assert read.header == SETTINGS
+    assert read.settings == SETTINGS
     assert read.radius_decimals == 6
+    beside = path.with_name("log.tsv.json")
+    assert json.loads(beside.read_text()) == {"log": 1, "settings": SETTINGS}
+    assert sorted(path.parent.iterdir()) == [path, beside]
+
+
+def test_a_log_without_settings_beside_it_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "log.tsv"
+    LogWriter.open(path, SETTINGS).close()
+    path.with_name("log.tsv.json").unlink()
+    assert read_log(path).settings == {}
+    with pytest.raises(LogError, match=r"log\.tsv\.json, which holds the settings of .*log\.tsv, is missing"):
+        LogWriter.open(path, SETTINGS)
+
+
+def test_a_compressed_log_has_the_settings_of_the_plain_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.tsv"
+    with LogWriter.open(path, SETTINGS) as log:
+        log.write(FIRST)
+    (tmp_path / "log.tsv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read_log(tmp_path / "log.tsv.gz").settings == SETTINGS
+    (tmp_path / "log.tsv.gz.json").write_text('{"log": 1, "settings": {"sigma": 1.0}}')
+    assert read_log(tmp_path / "log.tsv.gz").settings == {"sigma": 1.0}, "its own come first"
+
+
+OLD_LOG = "# dataset: cifar10\n# data: a b: c\n" + OUR_HEAD + "0\t3\t3\t0.502113\t1\t0:00:01\t0.97\t100\t99\t3\n"
+
+
+def test_logs_of_earlier_versions_are_read_and_not_continued(written: Write) -> None:
+    path = written(OLD_LOG)
+    assert read_log(path).settings == {"dataset": "cifar10", "data": "a b: c"}
+    assert [row.radius for row in read_log(path).rows] == [0.502113]
+    with pytest.raises(LogError, match="written by an earlier version"):
+        LogWriter.open(path, {"dataset": "cifar10", "data": "a b: c"})
+    assert path.read_text() == OLD_LOG
+    assert not path.with_name("log.tsv.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"name": "my own notes"}',
+        b'{"log": 2, "settings": {}}',
+        b'{"log": 1}',
+        b'{"log": 1, "settings": [1]}',
+        b'{"log": 1, "settings": {"sigma": null}}',
+        b'{"log": 1, "settings": {"sigma": NaN}}',
+        b'{"log": 1, "settings": {"sigma": [0.25]}}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b" " * (2**20 + 1),
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_another_file_in_the_settings_place_is_named_and_never_overwritten(tmp_path: Path, content: bytes) -> None:
+    beside = tmp_path / "log.tsv.json"
+    beside.write_bytes(content)
+    with pytest.raises(LogError, match=r"log\.tsv\.json does not hold the settings"):
+        LogWriter.open(tmp_path / "log.tsv", SETTINGS)
+    (tmp_path / "log.tsv").write_text(OUR_HEAD)
+    with pytest.raises(LogError, match=r"log\.tsv\.json does not hold the settings"):
+        read_log(tmp_path / "log.tsv")
+    assert beside.read_bytes() == content
+
+
+def test_settings_of_a_log_that_was_removed_do_not_bind_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "log.tsv"
+    with LogWriter.open(path, SETTINGS) as log:
+        log.write(FIRST)
+    path.unlink()
+    with LogWriter.open(path, {"sigma": 1.0}) as log:
+        assert log.rows == ()
+    assert read_log(path).settings == {"sigma": 1.0}
 
 
 def test_every_prefix_of_a_log_is_continued_to_the_same_log(tmp_path: Path) -> None:
@@ -178,17 +256,36 @@ def test_every_prefix_of_a_log_is_continued_to_the_same_log(tmp_path: Path) -> N
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
         with LogWriter.open(path, SETTINGS) as log:
-            assert len(log.done) == len(log.rows) == max(0, whole[:size].count(b"\n") - 5)
+            assert len(log.done) == len(log.rows) == max(0, whole[:size].count(b"\n") - 1)
             for row in (FIRST, ABSTAINED):
                 if row.idx not in log.done:
                     log.write(row)
         assert path.read_bytes() == whole
+        assert read_log(path).settings == SETTINGS
+
+
+@pytest.mark.parametrize("written", ["nothing", "the settings", "half of the settings", "the settings and half a head"])
+def test_a_run_killed_before_its_first_row_is_started_again(tmp_path: Path, written: str) -> None:
+    path, beside = tmp_path / "log.tsv", tmp_path / "log.tsv.json"
+    LogWriter.open(tmp_path / "other.tsv", {"sigma": 1.0}).close()
+    text = (tmp_path / "other.tsv.json").read_text()
+    path.write_text(OUR_HEAD[:20] if "head" in written else "")
+    if written == "half of the settings":  # they are written under another name, and renamed
+        (tmp_path / ".log.tsv.json.1").write_text(text[:20])
+    elif written != "nothing":
+        beside.write_text(text)
+    with LogWriter.open(path, SETTINGS) as log:
+        log.write(FIRST)
+    assert (read_log(path).settings, read_log(path).rows) == (SETTINGS, (FIRST,))
 
 
 def test_a_torn_last_line_is_not_read_either(written: Write) -> None:
     # Cut within its last field, the line still has every field: `top` 12 would be read as 1.
     torn = "4\t1\t-1\t0.000000\t0\t0:00:01\t0.100000000\t10\t2\t1"
-    assert read_log(written(OUR_HEAD + torn)).rows == ()
+    log = read_log(path := written(OUR_HEAD + torn))
+    assert log.rows == ()
+    assert log.notes == (f"the last line of {path} is not complete and is left out",)
+    assert read_log(written(OUR_HEAD + torn + "2\n")).notes == ()
     assert len(read_log(written(OUR_HEAD + torn + "2\n")).rows) == 1
     assert len(read_log(written(OUR_HEAD + torn + "2\n\t")).rows) == 1
     assert len(read_log(written(OUR_HEAD + torn + "2\n\0\0")).rows) == 1
@@ -199,9 +296,9 @@ def test_other_settings_are_refused_by_name_and_the_file_left_alone(tmp_path: Pa
     LogWriter.open(path, SETTINGS).close()
     before = path.read_bytes() + b"torn"
     path.write_bytes(before)
-    changed = {**SETTINGS, "sigma": "0.5", "seed": "1"}
+    changed = {**SETTINGS, "sigma": 0.5, "seed": "1"}
     del changed["data"]
-    with pytest.raises(LogError, match="use another --out") as raised:
+    with pytest.raises(LogError, match="choose another file for this log") as raised:
         LogWriter.open(path, changed)
     message = str(raised.value)
     assert "sigma (0.25 there, 0.5 now)" in message
@@ -243,11 +340,14 @@ def test_a_radius_that_printing_would_round_is_refused(tmp_path: Path) -> None:
         log.write(Row(0, 3, 3, 0.5021139, True, 1.0))
 
 
-@pytest.mark.parametrize("settings", [{"a:b": "c"}, {"a": "b\nc"}, {"a": " b"}, {"": "b"}, {"a\nb": "c"}, {"a ": "b"}])
-def test_settings_that_would_not_read_back_are_refused(tmp_path: Path, settings: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"a": None}, {"a": True}, {"a": [1]}, {"a": math.nan}, {"a": -math.inf}, {1: "b"}, {"a": "\ud800"}, {"\udfff": 1}],
+)
+def test_settings_that_would_not_read_back_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ParameterError, match="setting"):
         LogWriter.open(tmp_path / "log.tsv", settings)
-    assert not (tmp_path / "log.tsv").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @st.composite
@@ -269,15 +369,13 @@ def rows(draw: st.DrawFn) -> Row:
     )
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).map(lambda text: text.replace("\n", "").strip())
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+VALUES = TEXT | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 
 
 @settings(deadline=None)  # a slow disk is no failure
-@given(
-    st.lists(rows(), max_size=5, unique_by=lambda row: row.idx),
-    st.dictionaries(TEXT.map(lambda key: key.replace(":", "").strip()).filter(bool), TEXT, max_size=3),
-)
-def test_what_is_written_is_read_back(written_rows: list[Row], header: dict[str, str]) -> None:
+@given(st.lists(rows(), max_size=5, unique_by=lambda row: row.idx), st.dictionaries(TEXT, VALUES, max_size=3))
+def test_what_is_written_is_read_back(written_rows: list[Row], header: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.tsv"
         with LogWriter.open(path, header) as log:
@@ -288,7 +386,7 @@ def test_what_is_written_is_read_back(written_rows: list[Row], header: dict[str,
             assert log.rows == read.rows
             assert log.done == {row.idx for row in written_rows}
         lines = path.read_bytes().decode().split("\n")[-1 - len(written_rows) : -1]
-    assert read.header == header
+    assert read.settings == header
     for before, after, line in zip(written_rows, read.rows, lines, strict=True):
         for name in ("idx", "label", "predict", "radius", "correct", "seconds", "n", "count_a", "top"):
             assert getattr(before, name) == getattr(after, name)

@@ -30,7 +30,7 @@ SMALL = Log(
         Row(40, 1, -1, 0.0, False, 3.0),
         Row(60, 1, 1, 0.0, True, 10.0),  # certified at 0, though its radius was rounded down to 0
     ),
-    header={"sigma": "0.25"},
+    settings={"sigma": "0.25"},
     name="folder/small.tsv",
     radius_decimals=6,
 )
@@ -54,7 +54,7 @@ def published() -> Path:
 @pytest.fixture
 def small_file(tmp_path: Path) -> Path:
     path = tmp_path / "small.tsv"
-    with LogWriter.open(path, SMALL.header) as log:
+    with LogWriter.open(path, SMALL.settings) as log:
         for row in SMALL.rows:
             log.write(row)
     return path
@@ -135,7 +135,7 @@ def test_summary_of_a_small_log() -> None:
 
 
 def test_votes_an_image_where_the_log_says() -> None:
-    folder = Path(__file__).parents[1] / "docs" / "bundled"
+    folder = Path(__file__).parents[1] / "results" / "bundled"
     assert summary(read_log(folder / "certify-every20-n10000.tsv")).votes_mean == 10_000
 
 

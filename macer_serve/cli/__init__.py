@@ -1,4 +1,4 @@
-"""The `macer` command: one thin file a subcommand, imported only when it is called."""
+"""The `macer` command: one thin file per subcommand, imported only when the subcommand is called."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COMMANDS = {
     "import": "Make a checkpoint of your own network.",
     "certify": "Certify a data set and write a log.",
     "report": "Tabulate certification logs.",
-    "predict": "Certify one image, without a server.",
+    "predict": "Certify images, without a server.",
     "verify": "Check a certificate that someone issued.",
     "export": "Write a base classifier as an ONNX file.",
     "quantize": "Add an int8 form of its network to a checkpoint.",
@@ -27,7 +27,7 @@ _COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name and help line; imports one only to run it, so that --help is instant."""
+    """A group that lists its commands without importing them, so that `macer --help` answers at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)

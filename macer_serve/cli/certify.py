@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @data_options()
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The log (TSV).")
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Certify every K-th test image.")
-@click.option("--start", type=click.IntRange(0), default=0, help="First image.")
+@click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First image.")
 @click.option("--stop", type=click.IntRange(0), default=None, help="Stop before this image.")
 @plan_options(n=100_000)
 @click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
-@click.option("--seed", type=str, default="0", show_default=True, help="Same seed, same votes.")
+@click.option("--seed", type=str, default="0", show_default=True, help="The same seed gives the same votes.")
 @voter_options
 def command(
     checkpoint: str,
@@ -43,7 +43,7 @@ def command(
 ) -> None:
     """Certify the test images of a data set with CHECKPOINT (a folder, or bundled:NAME) and write a log.
 
-    An interrupted log is continued by the same command.
+    The log's settings are in a file beside it, LOG.json. An interrupted log is continued by the same command.
     """
     import hashlib
 
@@ -51,6 +51,7 @@ def command(
 
     from macer_serve.checkpoint import load_config
     from macer_serve.datasets import load_dataset
+    from macer_serve.errors import LogError
     from macer_serve.evaluation.certify import certify_dataset, image_indices
     from macer_serve.evaluation.classes import require_same_classes
     from macer_serve.evaluation.logs import LogWriter, Row
@@ -59,6 +60,7 @@ def command(
     plan = plan_of(options)
     images = load_dataset(dataset, data_dir, "test", download=download, share=split)
     require_same_classes(load_config(checkpoint), images)
+    indices = image_indices(len(images), every=every, start=start, stop=stop)
     classifier = SmoothedClassifier.load(
         checkpoint,
         noise=noise,  # type: ignore[arg-type]  # click has checked the choice
@@ -70,18 +72,21 @@ def command(
     settings = {
         "checkpoint": config.digest,
         "dataset": dataset,
-        "sigma": str(config.sigma),
-        "n0": str(plan.n0),
-        "n": str(plan.n),
-        "alpha": str(plan.alpha),
+        "sigma": config.sigma,
+        "n0": plan.n0,
+        "n": plan.n,
+        "alpha": plan.alpha,
         "plan": plan.kind,
-        **{name: str(value) for name, value in _beyond_cohen(plan).items()},
+        **_beyond_cohen(plan),
         "noise": classifier.noise.name,
         "seed": seed,
         "engine": voter.engine,
     }
-    indices = image_indices(len(images), every=every, start=start, stop=stop)
-    with LogWriter.open(out, settings) as log:
+    try:
+        writer = LogWriter.open(out, settings)
+    except LogError as error:
+        raise LogError(f"{error} (--out)") from error
+    with writer as log:
         scores = [row.radius if row.correct else 0.0 for row in log.rows]
         with tqdm(
             total=len(indices), initial=sum(i in log.done for i in indices), unit="image", file=sys.stderr
@@ -97,7 +102,7 @@ def command(
 
 
 def _beyond_cohen(plan: Plan) -> dict[str, Any]:
-    """What of the plan is not Cohen's CERTIFY, for the log's settings."""
+    """Returns what a plan has beyond Cohen's CERTIFY, for the log's settings."""
     stops = {"radius": plan.radius, "tolerance": plan.tolerance, "beta": plan.soft_beta}
     bound = {} if plan.bound == "one-sided" else {"bound": plan.bound}
     return {**{name: value for name, value in stops.items() if value is not None}, **bound}

@@ -1,4 +1,4 @@
-"""Options that say which data set, and where it lies: the same for every command that reads one."""
+"""The options that choose a data set, the same for every command that reads a data set."""
 
 from __future__ import annotations
 

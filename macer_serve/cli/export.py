@@ -13,8 +13,8 @@ import click
 def command(checkpoint: str, out: Path) -> None:
     """Write the base classifier of CHECKPOINT (a folder, or bundled:NAME) as an ONNX file.
 
-    Its input `pixels` [batch, C, H, W] is in [0, 1], the normalisation is in the graph, its output is `logits`
-    [batch, classes]. Sigma, the classes and the checkpoint's digest stand in the file's metadata.
+    The graph maps `pixels` [batch, C, H, W], values in [0, 1], to `logits` [batch, classes]. The normalisation is part
+    of the graph. Sigma, the classes and the checkpoint's digest are in the file's metadata.
     """
     from macer_serve.checkpoint.export import export_onnx
 

@@ -21,7 +21,7 @@ OPTIONS = {
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
-    """Comma-separated numbers; `count` of them if that is given."""
+    """Numbers separated by commas, exactly `count` of them if `count` is given."""
 
     def __init__(self, kind: type, count: int | None = None) -> None:
         self.name, self.kind, self.count = "numbers", kind, count
@@ -63,7 +63,7 @@ def command(
     classes: str | None,
     **facts: Any,
 ) -> None:
-    """Make a checkpoint of your own network: certify, predict and serve take it like any other.
+    """Make a checkpoint of your own network. All commands and the server take it like any other checkpoint.
 
     FILE is an ONNX classifier, a published .pth.tar of Cohen, Salman or MACER, or the state dict (.pth, .safetensors)
     of a network of torchvision. Nothing in it is executed. What FILE does not say, the options must.
@@ -85,8 +85,8 @@ def command(
     click.echo(f"wrote {out}  {config.digest}")
     if config.outputs == "probabilities":
         click.echo(
-            "this network returns probabilities: it ends in a softmax. Its votes are those of its logits; the soft "
-            "bound needs logits, and will be refused."
+            "This network returns probabilities: it ends in a softmax. Its votes are the votes of its logits. The soft "
+            "bound needs logits and will be refused."
         )
     if check_dir is not None:
         _check(out, check_dir, config)
@@ -106,7 +106,7 @@ def _classes(given: str | None) -> tuple[str, ...] | int | None:
 
 
 def _check(out: Path, folder: Path, config: CheckpointConfig) -> None:
-    """Print the accuracy on noisy copies, and warn if it is near chance."""
+    """Print the accuracy on noisy copies of the images, with a warning if it is near chance."""
     from tqdm import tqdm
 
     from macer_serve.evaluation.sanity import labelled_images, noisy_accuracy
@@ -126,6 +126,6 @@ def _check(out: Path, folder: Path, config: CheckpointConfig) -> None:
     if found.near_chance:
         click.echo(
             "WARNING: this is near chance. Is the normalisation right (--mean, --std, --range)? Are the classes in the "
-            "network's order? Was it trained under noise of this sigma? Its certificates would be sound and useless.",
+            "network's order? Was the network trained under noise of this sigma? Otherwise most answers abstain.",
             err=True,
         )

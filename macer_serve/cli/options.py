@@ -1,4 +1,4 @@
-"""Options that several commands share are lists; this puts them on a command."""
+"""Options that several commands share, as lists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:
-    """Returns a decorator that adds click's options to a command, in their order in its help."""
+    """Returns a decorator that adds options of click to a command. The help shows the options in this order."""
 
     def add(command: Command) -> Command:
         for option in reversed(options):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from macer_serve.cli.image_arguments import image_of
 from macer_serve.cli.plan_options import plan_of, plan_options
+from macer_serve.cli.secret_option import secret_option
 from macer_serve.cli.voter_options import voter_options, voter_options_of
+
+if TYPE_CHECKING:
+    from macer_serve.smoothed import SmoothedClassifier
+    from macer_serve.smoothing.certificate import Certificate
+    from macer_serve.smoothing.plan import Plan
 
 
 @click.command("predict")
-@click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--checkpoint", default="bundled:cifar10", show_default=True, help="A folder, or bundled:NAME.")
 @plan_options(n=10_000)
 @click.option(
@@ -21,63 +28,83 @@ from macer_serve.cli.voter_options import voter_options, voter_options_of
     type=click.Choice(["certify", "predict"]),
     default="certify",
     show_default=True,
-    help="predict: the class alone, by n votes.",
+    help="predict: the class alone, without a radius.",
 )
 @click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
-@click.option(
-    "--secret-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=None,
-    help="Secret for seeds and mac; with a server's secret the answer is the server's.  [default: a fresh one]",
-)
+@secret_option("Secret of seeds and mac. With a server's secret the answer is the server's.  [default: a fresh one]")
 @voter_options
-@click.option("--json", "as_json", is_flag=True, help="Print the whole certificate.")
+@click.option("--json", "as_json", is_flag=True, help="Print the certificates, one line of JSON per image.")
 def command(
-    image: Path,
+    images: tuple[str, ...],
     checkpoint: str,
     mode: str,
     noise: str,
-    secret_file: Path | None,
+    secret: bytes | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Certify one IMAGE (PNG, JPEG, WebP): its class and radius, or an abstention."""
-    import json
+    """Certify images (PNG, JPEG or WebP files; - is standard input): class and radius, or an abstention.
 
-    from tqdm import tqdm
-
-    from macer_serve.images import DEFAULT_LIMITS
-    from macer_serve.inputs import pixels_of
+    Answers are printed in the order of the images.
+    """
     from macer_serve.smoothed import SmoothedClassifier
-    from macer_serve.smoothing.certification import Certification
 
+    if images.count("-") > 1:
+        raise click.UsageError("- stands for standard input, and can be given once")
     plan = plan_of(options, mode=mode)
-    pixels = pixels_of(image, DEFAULT_LIMITS)  # a bad picture is told before the network is warmed up
+    opened = [(name, image_of(name)) for name in images]
+    _check(opened)
     classifier = SmoothedClassifier.load(
         checkpoint,
         noise=noise,  # type: ignore[arg-type]  # click has checked the choice
-        secret=secret_file.read_bytes().strip() if secret_file else None,
+        secret=secret,
         options=voter_options_of(options),
     )
+    for name, image in opened:
+        certificate = _certified(classifier, image, plan)
+        if as_json:
+            click.echo(json.dumps(certificate.to_json(), ensure_ascii=False))
+        else:
+            click.echo(f"{name}: {_answer(certificate)}" if len(images) > 1 else _answer(certificate))
+
+
+def _check(images: list[tuple[str, str | bytes]]) -> None:
+    """Raise the error of the first image that cannot be used, before the network is loaded."""
+    from macer_serve.errors import UploadError
+    from macer_serve.images import DEFAULT_LIMITS
+    from macer_serve.inputs import pixels_of
+
+    for name, image in images:
+        try:
+            pixels_of(image, DEFAULT_LIMITS)
+        except UploadError as error:
+            if name != "-":  # the error names a file, and bytes have no name
+                raise
+            raise type(error)(f"standard input: {error}") from error
+
+
+def _certified(classifier: SmoothedClassifier, image: str | bytes, plan: Plan) -> Certificate:
+    """Returns the certificate of an image, with a progress bar on standard error meanwhile."""
+    from tqdm import tqdm
+
+    from macer_serve.smoothing.certification import Certification
+
     with tqdm(total=plan.selection + plan.n, unit="vote", file=sys.stderr, leave=False) as bar:
 
         def progress(run: Certification) -> None:
-            if not bar.disable:  # what is proved so far, valid should it be interrupted
+            if not bar.disable:  # what is proved so far: valid even if the run is interrupted
                 claim = run.claim()
                 label = "undecided" if claim.class_id is None else classifier.config.classes[claim.class_id]
                 bar.set_postfix_str(f"{label}  radius {claim.radius:.6f}", refresh=False)
             bar.update(run.drawn - bar.n)
 
-        certificate = classifier.certify(pixels, plan, progress=progress)
-    if as_json:
-        click.echo(json.dumps(certificate.to_json(), indent=2, ensure_ascii=False))
-    elif certificate.abstained:
-        click.echo(f"abstained: {certificate.reason}")
-    elif mode == "predict":
-        click.echo(certificate.label)
-        click.echo(certificate.statement)
-    else:
-        click.echo(
-            f"{certificate.label}  radius {certificate.radius:.6f}  upload radius {certificate.upload_radius:.6f}"
-        )
-        click.echo(certificate.statement)
+        return classifier.certify(image, plan, progress=progress)
+
+
+def _answer(certificate: Certificate) -> str:
+    """Returns the answer in words, with its statement on a second line."""
+    if certificate.abstained:
+        return f"abstained: {certificate.reason}"
+    radii = f"  radius {certificate.radius:.6f}  upload radius {certificate.upload_radius:.6f}"
+    certified = certificate.plan["mode"] == "certify"
+    return f"{certificate.label}{radii if certified else ''}\n{certificate.statement}"

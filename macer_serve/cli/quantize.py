@@ -20,8 +20,8 @@ def command(
     """Add an int8 form of its network to CHECKPOINT (a folder, or bundled:NAME).
 
     Scales are calibrated on noisy training images. On CPUs that multiply int8 (AVX-512 VNNI, AVX-VNNI, AMX) the int8
-    file then runs by default, about twice as fast. It is a base classifier of its own: how often its class differs from
-    the fp32 network's, on noisy test images, is printed and stored.
+    file then runs by default, about twice as fast. The int8 network is a base classifier of its own. The share of noisy
+    test images on which its class differs from the fp32 network's is printed and stored.
     """
     from dataclasses import replace
 
@@ -43,7 +43,7 @@ def command(
     train = load_dataset(name, data_dir, "train", download=download, share=split)
     test = load_dataset(name, data_dir, "test", download=download, share=split)
     require_same_classes(config, train)
-    # As if it had no int8 file yet, so that quantising again draws the same noise.
+    # The seed depends on the files. Without the int8 file, quantising again draws the same noise.
     files = {file: digest for file, digest in config.files.items() if file != INT8}
     first = replace(config, files=files, quantization={})
     classifier = SmoothedClassifier(first, secret=b"macer quantize: the noise of calibrations")

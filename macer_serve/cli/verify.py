@@ -8,43 +8,44 @@ from typing import TYPE_CHECKING
 
 import click
 
+from macer_serve.cli.image_arguments import image_of
+from macer_serve.cli.secret_option import secret_option
+
 if TYPE_CHECKING:
     from macer_serve.voters import Voter
 
 
 @click.command("verify")
 @click.argument("certificate", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.argument("image", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("image")
 @click.option("--checkpoint", default="bundled:cifar10", show_default=True, help="A folder, or bundled:NAME.")
-@click.option(
-    "--secret-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=None,
-    help="The issuer's secret: checks the mac, and counts the record's votes again.",
-)
+@secret_option("The issuer's secret: checks the mac, and counts the record's votes again.")
 @click.option(
     "--votes",
     type=click.IntRange(0, 10**7),
     default=10_000,
     show_default=True,
-    help="Fresh votes, where the record's own cannot be counted again; 0: none.",
+    help="Fresh votes, if the record's own cannot be counted again; 0 draws none.",
 )
-@click.option("--device", default=None, help="cpu or cuda.  [default: that of the record's engine, if it is here]")
+@click.option(
+    "--device", default=None, help="cpu or cuda.  [default: the device of the record's engine, if this machine has one]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(
     certificate: Path,
-    image: Path,
+    image: str,
     checkpoint: str,
-    secret_file: Path | None,
+    secret: bytes | None,
     votes: int,
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Check a CERTIFICATE (a JSON record, or the answer of POST /predict with one in it) about an IMAGE.
+    """Check a CERTIFICATE (a JSON record, or an answer of POST /predict that holds one) about an IMAGE.
 
-    Everything that follows from the record is computed again, and compared with the image and the checkpoint. With
-    the issuer's secret, its mac and its votes are checked, too. Without it, fresh votes are drawn: they contradict a
-    record whose claim is clearly too high, and a true claim with probability at most 0.001.
+    IMAGE is a file, or - for standard input. Every value that follows from other values of the record is computed
+    again. The record is compared with the image and the checkpoint. With the issuer's secret, the record's mac and
+    votes are checked, too. Without the secret, fresh votes are drawn. They contradict a record whose claim is clearly
+    too high. They contradict a true claim with probability at most 0.001.
 
     \b
     Exit codes:
@@ -65,11 +66,13 @@ def command(
     from macer_serve.verification.engines import options_like
     from macer_serve.verification.reading import MAX_BYTES
 
-    with certificate.open("rb") as file:  # of a file of gigabytes, no more than it takes to refuse it
+    with certificate.open("rb") as file:  # one byte more than allowed is enough to refuse a large file
         record, answer = read_certificate(file.read(MAX_BYTES + 1))
+    config = load_config(checkpoint)
 
     def voter(noise: NoiseKind) -> Voter:
-        classifier = SmoothedClassifier.load(checkpoint, noise=noise, options=options_like(record.engine, device))
+        options = options_like(record.engine, config.input_shape[1] * config.input_shape[2], device)
+        classifier = SmoothedClassifier.load(checkpoint, noise=noise, options=options)
         assert classifier.voter is not None
         return classifier.voter
 
@@ -81,10 +84,10 @@ def command(
 
         report = verify(
             record,
-            image,
-            load_config(checkpoint),
+            image_of(image),
+            config,
             answer=answer,
-            secret=secret_file.read_bytes().strip() if secret_file else None,
+            secret=secret,
             votes=votes,
             voter=voter,
             progress=progress,

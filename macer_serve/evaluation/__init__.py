@@ -1,1 +1,1 @@
-"""Measuring smoothed classifiers on a data set: certification logs on disk, and the report made from them."""
+"""Measuring smoothed classifiers on data sets: certification logs, and reports about these logs."""

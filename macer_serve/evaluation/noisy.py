@@ -1,4 +1,4 @@
-"""Noisy copies of a data set's images, as the base classifier sees them."""
+"""Noisy copies of the images of a data set, as a base classifier sees them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Tables of certification logs: ACR, certified accuracy, abstentions, time.
 
-A wrong or abstained image counts radius 0 in the ACR and is not certified at any radius. Certified accuracy at
-r is the share of images that are correct with radius >= r, at r = 0 of those correct and not abstained (the
-published convention). Published logs print radii with three significant digits, rounded to nearest: what is
-computed from them can exceed what was certified, and the table says so.
+A wrong or abstained image counts as radius 0 in the ACR and is not certified at any radius. Certified accuracy at r is
+the share of images that are correct with a radius of at least r. At r = 0 it is the share of images that are correct
+and not abstained, as in published tables. Published logs print radii with three significant digits, rounded to nearest,
+so that figures computed from these logs can exceed what was certified. The table says so. Logs of PREDICT have no
+radii, and so no figure but the accuracy at r = 0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from macer_serve.errors import ParameterError
-from macer_serve.evaluation.logs import ABSTAINED, Log
+from macer_serve.evaluation.logs import ABSTAINED, Log, Settings
+from macer_serve.evaluation.text_tables import text_table
 
 GRID_STEP = 0.25
 GRID_LEAST, GRID_MOST = 0.75, 2.0
@@ -27,7 +29,7 @@ OUR_RADIUS_DECIMALS = 6
 
 @dataclass(frozen=True, slots=True)
 class CertifiedAccuracy:
-    """The share of images certified at `radius`, with its exact (Clopper-Pearson) 95 % interval."""
+    """The share of images certified at `radius`, with the exact (Clopper-Pearson) 95 % interval of that share."""
 
     radius: float
     certified: int
@@ -38,17 +40,17 @@ class CertifiedAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a log says about a smoothed classifier. Shares lie in [0, 1], radii are L2 of pixel values in [0, 1].
+    """What a log says about a smoothed classifier. Shares lie in [0, 1], radii are L2 in pixel values in [0, 1].
 
-    `acr_error` is the standard error of the ACR, None for a single image; `votes_mean` the estimation votes an image,
-    None for logs that do not say; `rounded_radii` tells that radii
-    were printed with fewer than 6 decimals.
+    `acr` is None for a log without radii, and `certified` then holds the accuracy at 0 only. `acr_error` is the
+    standard error of the ACR, None for a single image. `votes_mean` is the mean number of estimation votes per image,
+    None if the log does not say. `rounded_radii` says whether radii were printed with fewer than 6 decimals.
     """
 
     name: str
     image_set: str
     images: int
-    acr: float
+    acr: float | None
     acr_error: float | None
     certified: tuple[CertifiedAccuracy, ...]
     abstained: float
@@ -56,28 +58,39 @@ class Summary:
     seconds_median: float
     votes_mean: float | None
     rounded_radii: bool
-    settings: dict[str, str]
+    settings: Settings
+
+    def at(self, radius: float) -> CertifiedAccuracy | None:
+        """Returns the certified accuracy at a radius, or None if the log does not tell."""
+        return next((at for at in self.certified if at.radius == radius), None)
 
 
 def restrict(log: Log, start: int | None, stop: int | None) -> Log:
-    """The rows of the log with start <= idx < stop; None is no limit."""
+    """Returns the log with the rows with start <= idx < stop only. None is no limit."""
     first, end = start or 0, math.inf if stop is None else stop
     return replace(log, rows=tuple(row for row in log.rows if first <= row.idx < end))
 
 
+def with_images(logs: Sequence[Log]) -> tuple[list[Log], list[str]]:
+    """Returns the logs that hold images, and one sentence for each of the others."""
+    return [log for log in logs if log.rows], [
+        f"{log.name} holds no image and is left out" for log in logs if not log.rows
+    ]
+
+
 def default_radii(logs: Sequence[Log]) -> tuple[float, ...]:
-    """0, 0.25, 0.5, 0.75 and on in steps of 0.25 to the largest certified radius of a correct image, at most 2."""
+    """Returns 0, 0.25, ... up to the largest certified radius of a correct image, at least 0.75 and at most 2."""
     largest = max((row.radius for log in logs for row in log.rows if row.correct), default=0.0)
     last = min(max(largest, GRID_LEAST), GRID_MOST)
     return tuple(i * GRID_STEP for i in range(math.floor(last / GRID_STEP) + 1))
 
 
 def summary(log: Log, radii: Sequence[float] | None = None) -> Summary:
-    """The figures of the log, certified accuracy at `radii` (default: `default_radii`).
+    """Returns the figures of a log, certified accuracy at `radii` (default: `default_radii`).
 
-    Raises `ParameterError` for a log without rows or a radius that is negative or not finite.
+    Raises `ParameterError` for a log without rows, and for a radius that is negative or not finite.
     """
-    from statsmodels.stats.proportion import proportion_confint  # a second to import
+    from statsmodels.stats.proportion import proportion_confint  # takes a second to import
 
     if not log.rows:
         raise ParameterError(f"{log.name}: no image to report on")
@@ -90,34 +103,35 @@ def summary(log: Log, radii: Sequence[float] | None = None) -> Summary:
     contributions = np.maximum(reached, 0.0)
     seconds = np.array([row.seconds for row in log.rows])
     certified = []
-    for radius in radii:
+    for radius in radii if log.has_radii else (0.0,):
         count = int((reached >= radius).sum())
         low, high = proportion_confint(count, images, alpha=0.05, method="beta")
         certified.append(CertifiedAccuracy(radius, count, count / images, float(low), float(high)))
+    several = log.has_radii and images > 1
     return Summary(
         name=log.name,
         image_set=describe_images([row.idx for row in log.rows]),
         images=images,
-        acr=math.fsum(contributions) / images,
-        acr_error=float(contributions.std(ddof=1)) / math.sqrt(images) if images > 1 else None,
+        acr=math.fsum(contributions) / images if log.has_radii else None,
+        acr_error=float(contributions.std(ddof=1)) / math.sqrt(images) if several else None,
         certified=tuple(certified),
         abstained=sum(row.predict == ABSTAINED for row in log.rows) / images,
         seconds_mean=float(seconds.mean()),
         seconds_median=float(np.median(seconds)),
         votes_mean=_mean_votes(log),
         rounded_radii=log.radius_decimals is not None and log.radius_decimals < OUR_RADIUS_DECIMALS,
-        settings=dict(log.header),
+        settings=dict(log.settings),
     )
 
 
 def _mean_votes(log: Log) -> float | None:
-    """Estimation votes an image; None for logs that do not say."""
+    """Returns the mean number of estimation votes per image, or None if the log does not say."""
     votes = [row.n for row in log.rows if row.n is not None]
     return sum(votes) / len(votes) if len(votes) == len(log.rows) else None
 
 
 def describe_images(indices: Sequence[int]) -> str:
-    """The image set in words: `images 0-9999`, `every 20th of 0-9980`, `137 of 0-9980`. Order does not matter."""
+    """Returns the image set in words, whatever its order: `images 0-9999`, `every 20th of 0-9980`, `137 of 0-9980`."""
     ordered = sorted(indices)
     first, last = ordered[0], ordered[-1]
     if len(ordered) == 1:
@@ -136,67 +150,71 @@ def _ordinal(number: int) -> str:
 
 
 def as_json(summaries: Sequence[Summary]) -> str:
-    """A JSON array with one object a summary, its fields named as in `Summary`."""
+    """Returns a JSON array with one object per summary, its fields named as in `Summary`."""
     return json.dumps([asdict(one) for one in summaries], indent=2, allow_nan=False)
 
 
 def as_table(summaries: Sequence[Summary]) -> str:
-    """A text table, one row a summary, with notes below. All summaries must be at the same radii."""
+    """Returns a text table, one line per summary, with notes below.
+
+    Raises `ParameterError` unless all summaries with radii are at the same radii.
+    """
     if not summaries:
         return ""
-    radii = [at.radius for at in summaries[0].certified]
-    if any([at.radius for at in one.certified] != radii for one in summaries):
+    grids = {tuple(at.radius for at in one.certified) for one in summaries if one.acr is not None}
+    if len(grids) > 1:
         raise ParameterError("one table needs summaries at the same radii")
-    titles = [
-        "log",
-        "image set",
-        "images",
-        "ACR",
-        *(f"r={r:g}" for r in radii),
-        "+/-",
-        "abstained",
-        "votes",
-        "s/image",
-        "median",
-    ]
-    rows = [titles]
+    radii = grids.pop() if grids else (0.0,)
+    votes = ["abstained", "votes", "s/image", "median"]
+    rows = [["log", "image set", "images", "ACR", *(f"r={r:g}" for r in radii), "+/-", *votes]]
     for name, one in zip(_short_names(summaries), summaries, strict=True):
-        widest = max((max(at.accuracy - at.low, at.high - at.accuracy) for at in one.certified), default=0.0)
         rows.append(
             [
                 name + " *" * one.rounded_radii,
                 one.image_set,
                 str(one.images),
-                f"{one.acr:.4f}" + ("" if one.acr_error is None else f" +/- {one.acr_error:.4f}"),
-                *(f"{100 * at.accuracy:.1f}" for at in one.certified),
-                f"{100 * widest:.1f}",
+                _acr(one),
+                *_accuracies([one.at(radius) for radius in radii]),
                 f"{100 * one.abstained:.1f}",
-                "-" if one.votes_mean is None else f"{one.votes_mean:.0f}",
+                _NOT_KNOWN if one.votes_mean is None else f"{one.votes_mean:.0f}",
                 _seconds(one.seconds_mean),
                 _seconds(one.seconds_median),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(row)]
-        for row in (zip(row, widths, strict=True) for row in rows)
-    ]
-    notes = [
-        "",
-        "ACR: average certified radius +/- its standard error; a wrong or abstained image counts radius 0.",
-        "r=...: certified accuracy, % of images correct with radius >= r (r=0: correct and not abstained);",
-        "+/-: the farthest that an exact 95 % interval of these reaches from its figure, in points.",
-        "votes: estimation votes an image, the mean; s/image: seconds, their mean and median.",
-    ]
+    notes = list(_NOTES)
+    if any(one.acr is None for one in summaries):
+        notes.append(f"{_NOT_KNOWN}: the log does not say. A log of predictions (PREDICT) has no radii.")
     if any(one.rounded_radii for one in summaries):
         notes.append(
-            "* radii printed with fewer than 6 decimals, as a rule rounded to nearest: some exceed what was certified."
+            "* Radii with fewer than 6 decimals, most likely rounded to nearest: some exceed what was certified."
         )
-    return "\n".join([*("  ".join(cells) for cells in aligned), *notes])
+    return "\n".join([text_table(rows, left=(0, 1)), "", *notes])
+
+
+_NOT_KNOWN = "-"
+_NOTES = (
+    "ACR: average certified radius +/- its standard error. A wrong or abstained image counts as radius 0.",
+    "r=R: certified accuracy, % of the images that are correct with a radius of at least R (r=0: and not abstained).",
+    "+/-: percentage points, the farthest that an exact 95 % interval of these figures reaches from its figure.",
+    "votes: mean number of estimation votes per image. s/image, median: mean and median of the seconds per image.",
+)
+
+
+def _acr(one: Summary) -> str:
+    if one.acr is None:
+        return _NOT_KNOWN
+    return f"{one.acr:.4f}" + ("" if one.acr_error is None else f" +/- {one.acr_error:.4f}")
+
+
+def _accuracies(certified: Sequence[CertifiedAccuracy | None]) -> list[str]:
+    """Returns the percentages, and last the widest distance to an end of their intervals."""
+    widest = max((max(at.accuracy - at.low, at.high - at.accuracy) for at in certified if at), default=None)
+    figures = [*(None if at is None else at.accuracy for at in certified), widest]
+    return [_NOT_KNOWN if figure is None else f"{100 * figure:.1f}" for figure in figures]
 
 
 def _short_names(summaries: Sequence[Summary]) -> list[str]:
-    """File names without their folders, where that tells the logs apart."""
+    """Returns the names of the files without their folders, if these names are different."""
     names = [one.name for one in summaries]
     short = [Path(name).name for name in names]
     return short if len(set(short)) == len(set(names)) else names

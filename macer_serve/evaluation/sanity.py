@@ -1,4 +1,4 @@
-"""Whether a checkpoint sees anything at all: its accuracy on noisy copies of a few labelled images."""
+"""A check of imported checkpoints: the accuracy on noisy copies of a few labelled images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.votes import Draw
 from macer_serve.voters import Task
 
-# An accuracy that chance explains with more than this probability is no better than chance. Neither is one that closes
-# less than this share of the gap between chance and certainty: wrongly normalised networks are often a little better.
+# An accuracy is near chance if chance explains it with more than this probability, or if it closes less than this share
+# of the gap between chance and certainty. Networks with a wrong normalisation are often a little better than chance.
 SIGNIFICANCE, GAP = 0.001, 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class NoisyAccuracy:
-    """`correct` of `images` noisy copies; `chance` is the accuracy of always naming the most frequent label."""
+    """How many of the `images` noisy copies are `correct`. `chance` is the share of the most frequent label."""
 
     correct: int
     images: int
@@ -33,7 +33,7 @@ class NoisyAccuracy:
 
     @property
     def near_chance(self) -> bool:
-        """Whether the network is no better than a guess, as after a wrong normalisation or order of the classes."""
+        """Whether the network is hardly better than a guess. A wrong normalisation or order of classes causes this."""
         significant = float(binom.sf(self.correct - 1, self.images, self.chance)) < SIGNIFICANCE
         return not significant or self.share < self.chance + GAP * (1.0 - self.chance)
 
@@ -53,7 +53,7 @@ def labelled_images(folder: str | Path, classes: tuple[str, ...], limit: int) ->
         labels = list(range(len(names)))
     else:
         strange = sorted(set(names) - set(classes))
-        raise DataError(f"{root}: its folders are not the network's classes, {', '.join(strange[:3])} among them")
+        raise DataError(f"{root}: its folders are not the network's classes, for example {', '.join(strange[:3])}")
     found = [
         (path, label)
         for where, label in zip(folders, labels, strict=True)

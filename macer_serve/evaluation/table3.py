@@ -1,4 +1,4 @@
-"""Training cost beside certified radius: the rows of Zhai et al. 2020, Table 3, for our runs and the published ones."""
+"""Training cost beside certified radius, as in Table 3 of Zhai et al. 2020: published rows, and rows of our runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from macer_serve.checkpoint import CheckpointConfig, load_config, resolve
 from macer_serve.errors import LogError, ParameterError
 from macer_serve.evaluation.logs import Log
 from macer_serve.evaluation.report import describe_images, summary
+from macer_serve.evaluation.text_tables import text_table
 
 METHOD_NAMES = {"gaussian": "Gaussian (Cohen)", "smoothadv": "SmoothAdv (Salman)", "macer": "MACER"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One row: mean `seconds` an epoch, `hours` of all; `acr` over `image_set`, None where none was certified."""
+    """One row. `seconds` is the mean per epoch, `hours` the sum of all epochs.
+
+    `acr` is the ACR over `image_set`, None if no images were certified.
+    """
 
     data: str
     method: str
@@ -30,7 +34,8 @@ class Cost:
     how: str
 
 
-# Table 3, sigma = 0.25, ResNet-110 and ResNet-50; its ACR are of images 500-999, the second easiest block of twenty.
+# Table 3: sigma = 0.25, ResNet-110 and ResNet-50. Its ACR are those of images 500-999, the second easiest of twenty
+# blocks.
 _P100, _FOUR = "1x P100, published", "4x P100, published"
 _BLOCK = "images 500-999"
 PUBLISHED = (
@@ -44,27 +49,25 @@ PUBLISHED = (
 
 
 def cost(checkpoint: str | Path, training_log: Path | None, logs: Sequence[Log]) -> Cost:
-    """The row of a checkpoint, its training log (default: the one that `macer train` left beside it) and its logs.
+    """Returns the row of a checkpoint, from its training log and from those of `logs` that certify this checkpoint.
 
-    The first epoch compiles: the mean of the others counts, where there are others; a recipe's epochs may differ in
-    cost. Raises `LogError` where the training log is missing or damaged, `ParameterError` where none of the
-    certification logs is of the checkpoint but some were given.
+    The default training log is the one that `macer train` left beside the checkpoint. The first epoch compiles the
+    network; the mean is that of the other epochs, if there are any. Raises `LogError` for a training log that is
+    missing or damaged.
     """
     config = load_config(checkpoint)
     folder = resolve(checkpoint)
     path = training_log or folder.with_name(folder.name + ".run") / "log.jsonl"
     seconds = _seconds(path)
-    recipe = config.recipe
-    mine = [log for log in logs if dict(log.header).get("checkpoint") == config.digest]
+    mine = [log for log in logs if log.rows and log.has_radii and log.settings.get("checkpoint") == config.digest]
     images = max(mine, key=lambda log: len(log.rows), default=None)
-    acr = None if images is None else summary(images).acr
     return Cost(
         data=config.dataset or "?",
-        method=METHOD_NAMES.get(str(recipe.get("method")), str(recipe.get("method"))),
+        method=METHOD_NAMES.get(str(config.recipe.get("method")), str(config.recipe.get("method"))),
         seconds=statistics.fmean(seconds[1:] or seconds),
         epochs=len(seconds),
         hours=sum(seconds) / 3600,
-        acr=acr,
+        acr=None if images is None else summary(images).acr,
         image_set="" if images is None else describe_images([row.idx for row in images.rows]),
         how=_how(config),
     )
@@ -75,7 +78,7 @@ def _seconds(path: Path) -> list[float]:
         lines = path.read_text(encoding="utf-8").splitlines()
         seconds = [float(json.loads(line)["seconds"]) for line in lines]
     except OSError as error:
-        raise LogError(f"{path}: {error.strerror or error}; name the training log: CHECKPOINT=LOG.jsonl") from error
+        raise LogError(f"{path}: {error.strerror or error}; name the training log") from error
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(f"{path} is not a training log: {error}") from error
     if not seconds:
@@ -101,7 +104,7 @@ def _how(config: CheckpointConfig) -> str:
 
 
 def as_table(rows: Sequence[Cost]) -> str:
-    """A text table, one row a run, by data set, the order given kept within."""
+    """Returns a text table, one line per row, sorted by data set. Raises `ParameterError` if there are no rows."""
     if not rows:
         raise ParameterError("no run to tabulate")
     cells = [["data", "method", "s/epoch", "epochs", "hours", "ACR", "image set", "how"]]
@@ -109,14 +112,5 @@ def as_table(rows: Sequence[Cost]) -> str:
         acr = "" if row.acr is None else f"{row.acr:.3f}"
         numbers = [f"{row.seconds:.1f}", str(row.epochs), f"{row.hours:.2f}", acr]
         cells.append([row.data, row.method, *numbers, row.image_set, row.how])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for line in cells:
-        padded = [
-            cell.rjust(width) if 2 <= column <= 5 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(
-        [*lines, "", "Published ACR on CIFAR-10 are of an easy block of images; compare ACR on one image set only."]
-    )
+    note = "The published ACR on CIFAR-10 are those of an easy block of images; compare ACR on one image set only."
+    return f"{text_table(cells, left=(0, 1, 6, 7))}\n\n{note}"

@@ -6,6 +6,7 @@ All bounds err on the safe side in floating point. What is returned never claims
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from scipy.special import betainc, betaincinv
 from scipy.stats import binom
@@ -66,3 +67,18 @@ def top_two_p_value(first: int, second: int) -> float:
     if first <= second:
         return 1.0
     return min(1.0, 2.0 * float(binom.sf(first - 1, first + second, 0.5)) * (1.0 + 1e-12))
+
+
+def smallest(holds: Callable[[int], bool], *, most: int = 2**24) -> int:
+    """Returns the smallest n >= 1 for which `holds(n)`, or `most` if it does not hold below that.
+
+    `holds` must be true for all n from some n on, and false for all n before.
+    """
+    high = 1
+    while high < most and not holds(high):
+        high = min(2 * high, most)
+    low = high // 2  # it does not hold for 1 to low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

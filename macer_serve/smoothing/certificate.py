@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from macer_serve.errors import ParameterError
-from macer_serve.smoothing.binomial import top_two_p_value
 from macer_serve.smoothing.bounds import bound_named
 from macer_serve.smoothing.certification import Claim
 from macer_serve.smoothing.noise import caveat_of
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.proof import too_few_votes
 from macer_serve.smoothing.seeds import mac, mac_holds
 from macer_serve.smoothing.votes import Record, from_record, shares
 
@@ -171,6 +171,8 @@ def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
     """Returns why the answer is an abstention, in words; None if it is not."""
     if not claim.abstained:
         return None
+    if claim.stopped is not None and (too_few := too_few_votes(plan)):
+        return too_few
     if claim.stopped in ("deadline", "cap"):
         why = "the deadline was reached" if claim.stopped == "deadline" else "the cap on votes was reached"
         fixed = "; the fixed plan proves nothing before its last vote" if plan.kind == "fixed" else ""
@@ -186,8 +188,6 @@ def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
             "ask for less"
         )
     if plan.mode == "predict":
-        if top_two_p_value(claim.n, 0) > plan.alpha:
-            return f"{claim.n} votes, even unanimous, decide nothing at alpha {plan.alpha:g}: allow more"
         return f"votes were split: {split}; the lead may be chance"
     holds = f"{math.floor(1000 * claim.p_lower) / 10:.1f} %"
     return (

@@ -6,9 +6,11 @@ Whoever holds a certificate can evaluate the same functions.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
-from macer_serve.smoothing.binomial import top_two_p_value
+from macer_serve.smoothing.binomial import smallest, top_two_p_value
 from macer_serve.smoothing.bounds import bound_named
 from macer_serve.smoothing.bounds.base import Proof
 from macer_serve.smoothing.plan import Plan
@@ -23,6 +25,19 @@ def prove(plan: Plan, votes: Votes, top: int, *, sigma: float, tau: float) -> Pr
     if plan.mode == "predict":
         return _predict(plan, votes, tau)
     return bound_named(plan.bound).prove(plan.budget, votes, top, sigma=sigma, tau=tau)
+
+
+@lru_cache(maxsize=256)  # every abstention asks
+def too_few_votes(plan: Plan) -> str | None:
+    """Returns in words that the plan can prove nothing, because even unanimous votes would be too few; else None."""
+    if plan.mode == "predict":
+        fewest = smallest(lambda n: top_two_p_value(n, 0) <= plan.alpha)
+    else:
+        fewest = bound_named(plan.bound).fewest_votes(plan.alpha, fixed=plan.kind == "fixed")
+    if plan.n >= fewest:
+        return None
+    votes = "1 vote proves" if plan.n == 1 else f"{plan.n:,} votes, even unanimous, prove"
+    return f"{votes} nothing at alpha {plan.alpha:g}: at least {fewest:,} votes are needed"
 
 
 def _predict(plan: Plan, votes: Votes, tau: float) -> Proof:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from pathlib import Path
 
 from macer_serve.errors import ParameterError
 
@@ -21,6 +22,14 @@ def check_secret(secret: bytes) -> bytes:
     if len(secret) < MIN_SECRET_BYTES:
         raise ParameterError(f"the secret must have at least {MIN_SECRET_BYTES} bytes, not {len(secret)}")
     return secret
+
+
+def read_secret(path: str | Path) -> bytes:
+    """Returns the secret in a file, without spaces around. Raises `ParameterError` if it is unreadable or too short."""
+    try:
+        return check_secret(Path(path).read_bytes().strip())
+    except (OSError, ParameterError) as error:
+        raise ParameterError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def derive_seed(secret: bytes, input_digest: str, checkpoint_digest: str) -> bytes:

@@ -20,6 +20,7 @@ from macer_serve.inputs import Image
 from macer_serve.smoothed import Question, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.noise import NoiseKind, kind_of
+from macer_serve.verification.engines import refused_batch
 from macer_serve.verification.findings import Finding, Verification, agrees, holds, shown, unchecked
 from macer_serve.verification.reading import read_certificate
 from macer_serve.verification.record import Basis, examine_record
@@ -163,8 +164,12 @@ def _votes(
     elif engine.engine == c.engine:
         return [recounted(basis, question, engine, progress)]
     else:
-        words = f"the record's engine is {shown(c.engine)}, this machine's {engine.engine}: not the same function, bit "
-        found = [unchecked(again, words + "for bit, and identical votes cannot be demanded")]
+        refused = refused_batch(c.engine, question.x.shape[0] * question.x.shape[1])
+        words = (
+            f"the record's engine is {shown(c.engine)}, this machine's {engine.engine}: not the same function, bit for "
+            "bit, and identical votes cannot be demanded"
+        )
+        found = [unchecked(again, f"{words}; {refused}" if refused else words)]
     if not votes:
         return [*found, unchecked(fresh, "none were to be drawn")]
     return [*found, met_by_fresh_votes(c, basis, question, engine, votes, seed, progress)]

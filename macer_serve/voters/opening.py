@@ -51,17 +51,20 @@ def open_voter(
     raise failed
 
 
-def _batch_sizes(options: VoterOptions, pixels: int) -> tuple[int, ...]:
-    """Returns the copies per pass: one size that fills the hardware, and a small one for short decisions.
+def default_batch(device: str, pixels: int) -> int:
+    """Returns the copies per pass that fill a device, for inputs of so many pixels (height x width).
 
-    They are fixed by device and input size, so that replicas agree. A CPU core takes 10 to 150 ms per pass.
+    It is fixed by device and input size, so that replicas agree. A CPU core takes 10 to 150 ms per pass.
     """
     small_input = pixels <= 64 * 64
-    if options.device == "cpu":
-        large, share = 256 if small_input else 16, 4
-    else:
-        large, share = 4096 if small_input else 512, 16
-    if options.batch is not None:
-        large = options.batch
-    small = max(SMALLEST_BATCH, large // share)
+    if device == "cpu":
+        return 256 if small_input else 16
+    return 4096 if small_input else 512
+
+
+def _batch_sizes(options: VoterOptions, pixels: int) -> tuple[int, ...]:
+    """Returns the copies per pass: one size that fills the hardware, and a small one for short decisions."""
+    device = options.device or "cpu"
+    large = options.batch or default_batch(device, pixels)
+    small = max(SMALLEST_BATCH, large // (4 if device == "cpu" else 16))
     return (small, large) if small < large else (large,)

@@ -113,3 +113,23 @@ def test_the_command_on_what_cannot_be_read(issued: Path, tmp_path: Path) -> Non
     short = tmp_path / "short"
     short.write_bytes(b"short")
     assert macer(good, SHIP, "--secret-file", short).exit_code == 2
+
+
+def test_a_batch_that_is_too_large_is_refused_and_said(tmp_path: Path) -> None:
+    """The issuer is honest and has more memory; the auditor is told why the votes are not counted again."""
+    secret = SECRET.hex().encode()
+    (tmp_path / "secret").write_bytes(secret)
+    options = VoterOptions(engine="torch", device="cpu", batch=1100, workers=1, precision="fp32", compile=False)
+    g = SmoothedClassifier.load("bundled:cifar10", secret=secret, options=options)
+    c = g.certify(SHIP, Plan(n0=20, n=100))
+    assert isinstance(g.voter, BatchedVoter)
+    g.voter.close()
+    assert "-b1100:" in c.engine
+    (tmp_path / "ship.json").write_text(json.dumps(c.to_json()))
+    result = macer(tmp_path / "ship.json", SHIP, "--secret-file", tmp_path / "secret", "--votes", 100, "--json")
+    assert result.exit_code == 0, result.output
+    found = {f["check"]: f for f in json.loads(result.stdout)["findings"]}
+    assert found["votes counted again"]["outcome"] == "not checked"
+    assert "its batch of 1,100 copies is refused: at most 1,024 copies" in found["votes counted again"]["words"]
+    assert "-b256:" in found["votes counted again"]["words"]
+    assert found["fresh votes"]["outcome"] == "holds"

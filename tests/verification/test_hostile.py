@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from macer_serve.errors import ParameterError
 from macer_serve.verification import read_certificate, verify
-from macer_serve.verification.engines import options_like
+from macer_serve.verification.engines import options_like, refused_batch
 from macer_serve.voters import VoterOptions
 
 HOSTILE = [
@@ -78,12 +78,43 @@ def test_votes_out_of_range(votes: int, honest: Made) -> None:
             "openvino-cpu-int8-b256",
             {"engine": "openvino", "device": "cpu", "precision": "int8", "compile": False, "batch": 256},
         ),
-        ("torch-cpu-fp32-b9999", {}),
-        ("torch-cpu-fp32-b0", {}),
         ("jax-cpu-fp32-b64", {}),
         ("onnx", {}),
     ],
 )
 def test_an_engine_like_the_records(name: str, options: dict[str, Any]) -> None:
-    assert options_like(f"{name}:0123456789abcdef") == VoterOptions(**options)
-    assert options_like(name) == VoterOptions()
+    assert options_like(f"{name}:0123456789abcdef", 32 * 32) == VoterOptions(**options)
+    assert options_like(name, 32 * 32) == VoterOptions()
+
+
+@pytest.mark.parametrize(
+    ("engine", "pixels", "most"),
+    [
+        ("torch-cpu-fp32-b1024", 32 * 32, None),
+        ("torch-cpu-fp32-b1025", 32 * 32, "1,024"),
+        ("torch-cpu-fp32-b8192", 28 * 28, "1,024"),
+        ("torch-cpu-bf16-compiled-b8192", 64 * 64, "1,024"),
+        ("torch-cpu-fp32-b64", 224 * 224, None),
+        ("torch-cpu-fp32-b65", 224 * 224, "64"),
+        ("onnx-cpu-fp32-b256", 224 * 224, "64"),
+        ("openvino-cpu-int8-b8192", 299 * 299, "64"),
+        ("torch-cuda-fp32-b8192", 32 * 32, None),
+        ("torch-cuda-bf16-compiled-b2048", 224 * 224, None),
+        ("torch-cuda-bf16-compiled-b2049", 224 * 224, "2,048"),
+        ("torch-cpu-fp32-b9999", 32 * 32, "1,024"),
+        ("torch-cuda-fp32-b99999", 32 * 32, "8,192"),
+        ("torch-cpu-fp32-b0", 32 * 32, None),  # no name of an engine: nothing is opened by it
+        ("junk", 32 * 32, None),
+    ],
+)
+def test_a_record_does_not_choose_the_auditors_memory(engine: str, pixels: int, most: str | None) -> None:
+    name = f"{engine}:0123456789abcdef"
+    words = refused_batch(name, pixels)
+    opened = options_like(name, pixels, "cpu" if "-cpu-" in engine else None).batch
+    if most is None:
+        assert words is None
+        assert opened in (None, int(engine.rpartition("-b")[2] or 0) if "-b" in engine else None)
+    else:
+        assert words is not None
+        assert words.endswith(f"is refused: at most {most} copies of this size are run at once here")
+        assert opened is None

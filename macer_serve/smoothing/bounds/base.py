@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from macer_serve.smoothing import mixture
+from macer_serve.smoothing.binomial import smallest
 from macer_serve.smoothing.confidence import Budget
 from macer_serve.smoothing.radius import round_down, two_sided_radius
-from macer_serve.smoothing.votes import Votes, levels_of, shares
+from macer_serve.smoothing.votes import SOFT_LEVELS, Votes, levels_of, shares
 
 # The level at which a run is given up as hopeless. It wastes or saves votes; no guarantee rests on it.
 FUTILITY = 0.05
@@ -50,6 +51,19 @@ class Bound(ABC):
         if fixed:
             return {"clopper-pearson": alpha}
         return {"mixture": MIXTURE_SHARE * alpha, "clopper-pearson": (1.0 - MIXTURE_SHARE) * alpha}
+
+    def fewest_votes(self, alpha: float, *, fixed: bool) -> int:
+        """Returns the smallest n with which a plan can certify a class: n unanimous votes suffice, n - 1 do not."""
+
+        def certifies(n: int) -> bool:
+            votes = np.array([n, 0])
+            if self.soft:  # one class at the highest level, the other class at the lowest
+                votes = np.zeros((2, SOFT_LEVELS), dtype=np.int64)
+                votes[0, -1] = votes[1, 0] = n
+            budget = Budget(n, self.alpha_split(alpha, fixed=fixed))
+            return self.prove(budget, votes, 0, sigma=1.0, tau=0.0).class_id == 0
+
+        return smallest(certifies)
 
     @abstractmethod
     def prove(self, budget: Budget, votes: Votes, top: int, *, sigma: float, tau: float) -> Proof:
