@@ -76,7 +76,7 @@ class Reporter:
         The driver then need not wait for the error from Ray Train, whose own processes a signal may have ended too.
         """
         if self.first:
-            self.actor.post.remote("interrupted", error)
+            self.actor.post.remote("interrupted", str(error))  # text, so that the actor need not import torch
 
 
 class Receiver:
@@ -105,7 +105,7 @@ class Receiver:
             for name, arguments in ray.get(answer):
                 self.received = True
                 if name == "interrupted":
-                    raise arguments[0]
+                    raise InterruptedRunError(*arguments)
                 getattr(self.callbacks, name)(*arguments)
             self.answered = time.monotonic()
 
