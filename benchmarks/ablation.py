@@ -1,10 +1,10 @@
-"""Claim: on MNIST a cycle's high rates serve Gaussian augmentation and undo MACER, whose gain falls with the rate.
+"""Claim: on MNIST the high rates of a cycle help Gaussian augmentation, and MACER gains less as the rate rises.
 
     python benchmarks/ablation.py --data-dir DIR --out RUNS [--every 20] [--n 10000] [--only NAME ...] [--train ...]
 
-Trains LeNet at sigma = 0.25 for 30 epochs a variant, certifies test images 10, 30, 50, ... (constants were chosen by
-them: figures are given on others), and prints a line a variant: hours of training, ACR, and the difference of certified
-radii to the first variant, pair by pair. An interrupted benchmark is continued by the same command.
+Trains LeNet at sigma = 0.25 for 30 epochs per variant, and certifies test images 10, 30, 50, ... Constants were chosen
+by these images, so final figures are given on others. Prints one line per variant: hours of training, ACR, and the mean
+difference of the certified radii to the first variant. The same command continues an interrupted benchmark.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from macer_serve.evaluation.table3 import cost
 EPOCHS, FIRST = 30, 10
 CYCLE = "--schedule one-cycle --nesterov --ema 0.998"
 TWO_PARTS = "--method macer --k 4 --k-deferred 1 --defer 10"
-# By name, the options of `macer train` beside `--epochs`; the published constants otherwise.
+# The options of `macer train` by variant, beside `--epochs`. All other constants are the published ones.
 VARIANTS = {
     "gaussian-step-0.01": "--method gaussian",
     "gaussian-step-0.02": "--method gaussian --lr 0.02",

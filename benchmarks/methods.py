@@ -2,10 +2,10 @@
 
     python benchmarks/methods.py --dataset mnist --data-dir DIR --out RUNS [--recipe fast] [--every 20] [--n 100000]
 
-Trains every method by the recipe of that name, certifies the same test images with each, and prints Table 3 and, pair
-by pair, the difference of certified radii (a wrong or abstained image counts 0) with its standard error over images.
-Everything is done by `macer train` and `macer certify` as anyone runs them, so an interrupted benchmark is continued
-by the same command. With a GPU, the published recipes:
+Trains every method by the recipe of that name, certifies the same test images with each, and prints Table 3. For each
+pair of methods it also prints the mean difference of the certified radii over images (a wrong or abstained image counts
+0), with its standard error. It runs `macer train` and `macer certify`, so the same command continues an interrupted
+benchmark. With a GPU, the published recipes are
 
     --dataset mnist --recipe published                        (ACR 0.911 by Gaussian augmentation, 0.920 by MACER)
     --dataset cifar10 --recipe published --every 1            (Table 3; 0.424, 0.551, 0.531 on all images)
@@ -31,7 +31,7 @@ METHODS = ("gaussian", "smoothadv", "macer")
 
 
 def macer(*arguments: object) -> None:
-    """Run the command as a user would; a failure ends the benchmark with its message."""
+    """Runs the command as a user would. A failure ends the benchmark with its message."""
     command = [str(Path(sys.executable).with_name("macer")), *map(str, arguments)]
     print("+ macer", *arguments, file=sys.stderr, flush=True)
     if code := subprocess.run(command, check=False).returncode:
@@ -39,7 +39,7 @@ def macer(*arguments: object) -> None:
 
 
 def compare(logs: dict[str, Log]) -> None:
-    """Print each method's ACR, and the difference of each pair over the images that both logs hold."""
+    """Prints the ACR of each method, and the difference of each pair over the images in both logs."""
     for method, log in logs.items():
         figures = summary(log)
         error = figures.acr_error or math.nan
@@ -50,7 +50,7 @@ def compare(logs: dict[str, Log]) -> None:
 
 
 def difference(one: Log, other: Log) -> str:
-    """How much larger the other's certified radii are, over the images that both hold; its standard error."""
+    """Returns the mean difference of the certified radii, other minus one, over the images in both logs."""
     radii = [{row.idx: row.radius * row.correct for row in log.rows} for log in (one, other)]
     differences = np.array([radii[1][idx] - radii[0][idx] for idx in radii[0].keys() & radii[1].keys()])
     if len(differences) < 2:

@@ -1,27 +1,22 @@
-"""Claim: our loop trains several times the images a second of a plain eager fp32 loop written from the papers.
+"""Claim: our loop trains several times as many images per second as a plain eager fp32 loop written from the papers.
 
     python benchmarks/training.py --data-dir DIR [--arch resnet20] [--images 2048] [--k 4]
 
-Per method, in one run on one machine with all cores: `macer train` as users start it (its own precision and
-compilation, data order, augmentation and bookkeeping included), and the method's algorithm as plainly as PyTorch
-allows. CIFAR-10, sigma = 0.25, batch 128 (SmoothAdv: 128 / k images a step, as published); the second of two epochs of
-`--images` images counts, the first compiles. The ratio depends on the hardware's bf16 arithmetic.
+Each method is measured twice in one run on one machine with all cores: by `macer train` as users start it (with its own
+precision, compilation, data order, augmentation and logs), and by the method's algorithm as plainly as PyTorch allows.
+CIFAR-10, sigma = 0.25, batch 128 (SmoothAdv: 128 / k images per step, as published). Of two epochs of `--images` images
+the second counts, since the first compiles. The ratio depends on the hardware's bf16 arithmetic.
 """
 
 from __future__ import annotations
-
-import sys
-
-# This file's own folder comes first on the path of a script, and in it `training` is this file.
-sys.path.pop(0)
 
 import argparse
 import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,18 +25,20 @@ from torch import Tensor, nn
 from macer_serve.architectures import base_classifier
 from macer_serve.datasets import dataset_info, load_dataset
 from macer_serve.hardware import usable_cores
-from training.recipes import Recipe, recipe
-from training.session import TrainingOptions, run_training
+from macer_serve.training.options import TrainingOptions
+from macer_serve.training.recipe import Recipe
+from macer_serve.training.recipes import recipe
+from macer_serve.training.run import run_training
 
 SIGMA, BATCH = 0.25, 128
-Loss = Callable[[nn.Module, Tensor, Tensor, Recipe], Tensor]
+Loss = Callable[[nn.Module, Tensor, Tensor, Any], Tensor]
 
 
 def plain_gaussian(model: nn.Module, x: Tensor, y: Tensor, r: Recipe) -> Tensor:
     return F.cross_entropy(model(x + r.sigma * torch.randn_like(x)), y)
 
 
-def plain_macer(model: nn.Module, x: Tensor, y: Tensor, r: Recipe) -> Tensor:
+def plain_macer(model: nn.Module, x: Tensor, y: Tensor, r: Any) -> Tensor:
     """Zhai et al. 2020, Algorithm 1."""
     normal = torch.distributions.Normal(0.0, 1.0)
     copies = x.repeat_interleave(r.k, 0)
@@ -56,7 +53,7 @@ def plain_macer(model: nn.Module, x: Tensor, y: Tensor, r: Recipe) -> Tensor:
     return (loss + r.lam * r.sigma / 2 * hinge.sum()) / len(x)
 
 
-def plain_smoothadv(model: nn.Module, x: Tensor, y: Tensor, r: Recipe) -> Tensor:
+def plain_smoothadv(model: nn.Module, x: Tensor, y: Tensor, r: Any) -> Tensor:
     """Salman et al. 2019, Pseudocode 1, PGD."""
     noise = r.sigma * torch.randn(len(x), r.k, *x.shape[1:])
     delta = torch.zeros_like(x, requires_grad=True)
@@ -77,7 +74,7 @@ PLAIN: dict[str, Loss] = {"gaussian": plain_gaussian, "macer": plain_macer, "smo
 
 
 def plain_rate(r: Recipe, images: Tensor, labels: Tensor, arch: str) -> float:
-    """Images a second of the plain loop over the images, once through."""
+    """Returns the images per second of one epoch of the plain loop."""
     torch.set_num_threads(usable_cores())
     info = dataset_info("cifar10")
     model = base_classifier(arch, classes=10, input_shape=info.input_shape, mean=info.mean, std=info.std).train()
@@ -93,7 +90,7 @@ def plain_rate(r: Recipe, images: Tensor, labels: Tensor, arch: str) -> float:
 
 
 def our_rate(r: Recipe, data_dir: Path, images: int, arch: str) -> tuple[float, str]:
-    """Images a second of `macer train` in its second epoch, and how it computed."""
+    """Returns the images per second of the second epoch of `macer train`, and its precision."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "checkpoint"
         options = TrainingOptions("cifar10", data_dir, out, r.method, r.sigma, arch=arch, limit=images, held_out=0)
@@ -115,17 +112,17 @@ def main() -> None:
     assert arrays is not None
     pixels, labels = (torch.from_numpy(a[: options.images]) for a in arrays)
     for method in options.methods:
-        r = replace(recipe("cifar10", method, SIGMA), epochs=2, batch=BATCH, milestones=(), lr=0.01, ramp=0)
+        r = recipe("cifar10", method, SIGMA).with_options(epochs=2, batch=BATCH, milestones=(), lr=0.01)
         if method != "gaussian":
-            r = replace(r, k=options.k)
+            r = r.with_options(k=options.k)
         if method == "smoothadv":
-            r = replace(r, batch=BATCH // options.k, attack_steps=options.attack_steps)
+            r = r.with_options(batch=BATCH // options.k, attack_steps=options.attack_steps, ramp=0)
         ours, how = our_rate(r, options.data_dir, options.images, options.arch)
         plain = plain_rate(r, pixels, labels, options.arch)
         epoch = 50_000 / ours
         print(
-            f"{method:10} k {r.k}, batch {r.batch}: ours {ours:7.1f} images/s ({epoch:6.0f} s for 50,000), "
-            f"plain {plain:7.1f}, {ours / plain:.2f}x   {how}",
+            f"{method:10} k {r.to_json().get('k', 1)}, batch {r.batch}: "
+            f"ours {ours:7.1f} images/s ({epoch:6.0f} s for 50,000), plain {plain:7.1f}, {ours / plain:.2f}x   {how}",
             flush=True,
         )
 

@@ -12,13 +12,18 @@ import numpy.typing as npt
 
 from macer_serve.class_names import class_names
 from macer_serve.errors import DataError, ParameterError, UploadError
+from macer_serve.image_tree import ImageTree, read_tree
 
 Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What a data set's name stands for. `mean`, `std` are per channel, of pixel values in [0, 1]."""
+    """What a data set's name stands for. `mean`, `std` are per channel, of pixel values in [0, 1].
+
+    `is_tree` says that the data set is a tree of files, one folder per class, read when needed. The others are arrays
+    in memory; `first_files` names a file of their training split and one of their test split.
+    """
 
     name: str
     input_shape: tuple[int, int, int]
@@ -28,12 +33,12 @@ class DatasetInfo:
     layout: str
     flip: bool = False
     crop_padding: int = 0
-    downloadable: bool = False
+    is_tree: bool = False
+    first_files: tuple[str, str] = ("", "")
 
     @property
-    def is_tree(self) -> bool:
-        """Whether it is a folder a class, read as it is needed, rather than one array."""
-        return self.layout is _TREE
+    def downloadable(self) -> bool:
+        return not self.is_tree
 
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,7 +57,7 @@ DATASETS: dict[str, DatasetInfo] = {
         layout="{root}/cifar-10-batches-py/ with data_batch_1 ... data_batch_5, test_batch, batches.meta",
         flip=True,
         crop_padding=4,
-        downloadable=True,
+        first_files=("cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/test_batch"),
     ),
     "mnist": DatasetInfo(
         "mnist",
@@ -61,7 +66,7 @@ DATASETS: dict[str, DatasetInfo] = {
         (1.0,),
         resize=28,
         layout="{root}/MNIST/raw/ with the four idx files (train-images-idx3-ubyte, ...)",
-        downloadable=True,
+        first_files=("MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/t10k-images-idx3-ubyte"),
     ),
     "svhn": DatasetInfo(
         "svhn",
@@ -71,12 +76,14 @@ DATASETS: dict[str, DatasetInfo] = {
         resize=32,
         layout="{root}/train_32x32.mat and {root}/test_32x32.mat",
         crop_padding=4,
-        downloadable=True,
+        first_files=("train_32x32.mat", "test_32x32.mat"),
     ),
     "imagenet": DatasetInfo(
-        "imagenet", (3, 224, 224), _IMAGENET_MEAN, _IMAGENET_STD, resize=256, layout=_TREE, flip=True
+        "imagenet", (3, 224, 224), _IMAGENET_MEAN, _IMAGENET_STD, resize=256, layout=_TREE, flip=True, is_tree=True
     ),
-    "folder": DatasetInfo("folder", (3, 224, 224), _IMAGENET_MEAN, _IMAGENET_STD, resize=256, layout=_TREE, flip=True),
+    "folder": DatasetInfo(
+        "folder", (3, 224, 224), _IMAGENET_MEAN, _IMAGENET_STD, resize=256, layout=_TREE, flip=True, is_tree=True
+    ),
 }
 
 
@@ -136,6 +143,20 @@ class _Arrays:
         return self.data[index], int(self.targets[index])
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Images of a tree, each decoded when it is asked for."""
+
+    samples: tuple[tuple[str, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        path, label = self.samples[index]
+        return read_image(path), label
+
+
 def _missing(info: DatasetInfo, root: Path) -> DataError:
     advice = f"{info.name} is not under {root}, or not whole there. Expected layout: {info.layout.format(root=root)}."
     if info.downloadable:
@@ -145,30 +166,62 @@ def _missing(info: DatasetInfo, root: Path) -> DataError:
     return DataError(advice)
 
 
-def _tree(info: DatasetInfo, root: Path, split: Split) -> Path:
-    folder = "train" if split == "train" else "val"
-    for candidate in (root / folder, root / info.name / folder):
-        if candidate.is_dir():
-            return candidate
-    raise _missing(info, root)
+def _tree(info: DatasetInfo, root: Path, split: Split, share: float | None) -> ImageTree:
+    """Returns the images of a split; with a `share`, that of a tree without a test split of its own."""
+    places = (root, root / info.name)
+    if share is None:
+        folder = "train" if split == "train" else "val"
+        if found := [place / folder for place in places if (place / folder).is_dir()]:
+            return read_tree(found[0])
+        if split == "test" and (found := [place / "train" for place in places if (place / "train").is_dir()]):
+            raise DataError(
+                f"there is no val/ beside {found[0]}, and the test images are read from there. Make one with the same "
+                "class folders, or set a part of the training images aside by --split, such as --split 0.1"
+            )
+        raise _missing(info, root)
+    if not 0 < share < 1:
+        raise ParameterError(f"--split must lie between 0 and 1, such as 0.1, not {share:g}")
+    if own := [place / "val" for place in places if (place / "val").is_dir()]:
+        raise DataError(f"{own[0]} holds the test images; --split is for a folder without val/")
+    found = [place / "train" for place in places if (place / "train").is_dir()] or [root]
+    if not found[0].is_dir():
+        raise _missing(info, root)
+    return read_tree(found[0]).divided(share, split)
 
 
-def load_dataset(name: str, root: str | Path, split: Split, *, download: bool = False) -> ImageSet:
-    """The named split from `root`; raises `DataError` (with the layout needed) where it is not there."""
+def require_present(
+    name: str, root: str | Path, split: Split, *, download: bool = False, share: float | None = None
+) -> None:
+    """Raises `DataError` if `load_dataset` would not find the split. Imports no torch, so it answers at once."""
+    info = dataset_info(name)
+    if info.is_tree:
+        load_dataset(name, root, split, download=download, share=share)
+    elif share is not None:
+        raise ParameterError(f"--split is for folders of images; {name} has a test split of its own")
+    elif not download and not (Path(root) / info.first_files[split == "test"]).is_file():
+        raise _missing(info, Path(root))
+
+
+def load_dataset(
+    name: str, root: str | Path, split: Split, *, download: bool = False, share: float | None = None
+) -> ImageSet:
+    """Returns the named split of the data set under `root`.
+
+    `share` divides a tree that has no test split of its own; it is the part of each class's images that is set aside
+    for tests. Raises `DataError` with the layout needed if the data are not there.
+    """
     info = dataset_info(name)
     root = Path(root)
     if download and not info.downloadable:
         raise DataError(f"{name} cannot be downloaded; expected layout: {info.layout.format(root=root)}")
+    if info.is_tree:
+        tree = _tree(info, root, split, share)
+        names = class_names(tree.classes, (tree.folder.parent, root, root / name))
+        return ImageSet(info, _Files(tree.samples), names, tree.classes)
+    if share is not None:
+        raise ParameterError(f"--split is for folders of images; {name} has a test split of its own")
     from torchvision import datasets
 
-    if info.is_tree:
-        tree = _tree(info, root, split)
-        try:
-            folder = datasets.ImageFolder(str(tree), loader=read_image)
-        except FileNotFoundError as error:
-            raise DataError(f"{tree}: {error}") from error
-        names = class_names(folder.classes, (tree.parent, root, root / name))
-        return ImageSet(info, folder, names, tuple(folder.classes))
     try:
         if name == "svhn":
             digits = datasets.SVHN(str(root), split, download=download)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("macer_serve", "training")
+# The folders at the top level, by the names under which their modules are imported.
+PACKAGES = {"macer_serve": "macer_serve", "macer_serve.training": "training"}
 
 Graph = dict[str, set[str]]
 
@@ -15,9 +16,9 @@ Graph = dict[str, set[str]]
 def modules(root: Path = ROOT) -> dict[str, Path]:
     """Returns the files of the project's modules by dotted name."""
     return {
-        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
-        for package in PACKAGES
-        for path in sorted((root / package).rglob("*.py"))
+        ".".join((package, *path.relative_to(root / folder).with_suffix("").parts)).removesuffix(".__init__"): path
+        for package, folder in PACKAGES.items()
+        for path in sorted((root / folder).rglob("*.py"))  # follows no links: each file has one name
     }
 
 
@@ -77,4 +78,4 @@ def circles(graph: Graph) -> list[list[str]]:
 def room(module: str) -> str:
     """Returns the room of a module: its package, or the module itself at the top of `macer_serve`."""
     parts = module.split(".")
-    return parts[0] if parts[0] == "training" or len(parts) == 1 else parts[1]
+    return parts[0] if len(parts) == 1 else parts[1]

@@ -11,12 +11,7 @@ import house
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERYTHING_BUT_SERVING = [
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for package in ("macer_serve", "training")
-    for path in sorted((ROOT / package).rglob("*.py"))
-    if "serving" not in path.parts
-]
+EVERYTHING_BUT_SERVING = [name for name in house.modules() if house.room(name) != "serving"]
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -89,7 +84,17 @@ ALLOWED = {
         "hardware",
         "inputs",
     },
-    "evaluation": {"errors", "smoothed", "smoothing", "checkpoint", "datasets", "class_names", "issuing", "voters"},
+    "evaluation": {
+        "errors",
+        "locks",
+        "smoothed",
+        "smoothing",
+        "checkpoint",
+        "datasets",
+        "class_names",
+        "issuing",
+        "voters",
+    },
     "serving": {"errors", "smoothed", "smoothing", "checkpoint", "issuing", "voters", "images"},
 }
 
@@ -101,12 +106,22 @@ def test_imports_point_one_way(room: str) -> None:
             if not (isinstance(node, ast.ImportFrom) and node.module and not node.level):
                 continue
             parts = node.module.split(".")
-            assert parts[0] != "training", path
             if parts[0] == "macer_serve" and len(parts) > 1:
                 assert parts[1] in ALLOWED[room] | {room, "version"}, f"{path} imports {node.module}"
 
 
-ROOMS = ("smoothing", "issuing", "voters", "checkpoint", "importing", "verification", "evaluation", "serving", "cli")
+ROOMS = (
+    "smoothing",
+    "issuing",
+    "voters",
+    "checkpoint",
+    "importing",
+    "verification",
+    "evaluation",
+    "serving",
+    "cli",
+    "training",
+)
 
 
 @pytest.mark.parametrize("package", ROOMS)
@@ -114,6 +129,30 @@ def test_no_modules_of_a_room_import_each_other(package: str) -> None:
     """Imports within functions and under `TYPE_CHECKING` count."""
     found = house.circles(house.imports())
     assert not [group for group in found if any(house.room(module) == package for module in group)]
+
+
+def test_only_the_command_imports_the_trainer() -> None:
+    graph = house.imports()
+    trainer = {name for name in graph if house.room(name) == "training"}
+    importing = {name for name, imported in graph.items() if imported & trainer}
+    assert len(trainer) > 15
+    assert {house.room(name) for name in importing} == {"training", "cli"}
+    assert {name for name in importing if house.room(name) == "cli"} == {"macer_serve.cli.train"}
+
+
+def test_the_methods_know_neither_the_loop_nor_each_other() -> None:
+    graph = house.imports()
+    shared = {f"macer_serve.training.{name}" for name in ("method", "recipe")}
+    methods = [name for name in graph if name.startswith("macer_serve.training.methods.")]
+    assert len(methods) >= 3
+    for name in methods:
+        assert {module for module in graph[name] if house.room(module) == "training"} <= shared
+
+
+def test_the_constants_of_training_are_known_without_torch() -> None:
+    """`macer train --help`, and a folder that is missing, need no torch."""
+    result = run("import sys\nsys.modules['torch'] = None\nimport macer_serve.cli.train, macer_serve.training.options")
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_circle_would_be_seen() -> None:

@@ -168,8 +168,8 @@ def test_the_library_names_the_file_too(tmp_path: Path) -> None:
     g = SmoothedClassifier.without_voter("bundled:cifar10", noise="exact", secret=bytes(16), limits=None)  # type: ignore[arg-type]
     (tmp_path / "x.heic").write_bytes(HEIC)
     with pytest.raises(UnsupportedTypeError, match=r"x\.heic: HEIF"):
-        g.question(tmp_path / "x.heic")
+        g.model_input(tmp_path / "x.heic")
     with pytest.raises(UndecodableError, match="is a folder"):
-        g.question(tmp_path)
+        g.model_input(tmp_path)
     with pytest.raises(ParameterError, match="not fetched"):
-        g.question(Path("https://example.org/x.png"))
+        g.model_input(Path("https://example.org/x.png"))

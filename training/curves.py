@@ -1,4 +1,4 @@
-"""A run's logs as TensorBoard shows them: a view, written anew whenever the run starts or continues."""
+"""TensorBoard's view of the logs of a run, written anew when the run starts or continues."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import shutil
 from typing import Any
 
 from macer_serve.errors import TrainingError
-from training.run_state import RunFolder
+from macer_serve.training.run_state import RunFolder
 
 
 class Curves:
-    """Event files in `OUT.run/tensorboard`; see them with `tensorboard --logdir OUT.run`.
+    """Event files in `OUT.run/tensorboard`, shown by `tensorboard --logdir OUT.run`.
 
-    Raises `TrainingError` where there is nothing to write them with.
+    Raises `TrainingError` if tensorboardX is not installed.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -26,8 +26,8 @@ class Curves:
         self._written: set[tuple[str, int]] = set()
 
     def update(self) -> None:
-        """Show what the logs say beyond what is shown already, within a second."""
-        if self._writer is None:  # not before: a command that is refused leaves the view as it is
+        """Writes the entries of the logs that are not written yet."""
+        if self._writer is None:  # a command that was refused must leave the files as they are
             where = self.folder.folder / "tensorboard"
             shutil.rmtree(where, ignore_errors=True)
             self._writer = self._open(str(where), flush_secs=1)
@@ -40,7 +40,7 @@ class Curves:
                     self._writer.add_scalar(f"{kind}/{name}", value, entry["epoch"])
 
     def close(self) -> None:
-        """Write what is still on its way to the disk."""
+        """Writes what is buffered."""
         if self._writer is not None:
             self._writer.close()
 

@@ -1,9 +1,9 @@
-"""Batches: addressed by (seed, epoch, step), so that any step can be made again after a restart.
+"""Batches of training images. Each is addressed by (seed, epoch, step), so that a restart can make it again.
 
-Arrays are held on the device as uint8 and augmented there, a batch at a time; trees of image files
-stream through DataLoader workers. Both give images `[B, C, H, W]` in [0, 1], labels `[B]`, and the share of the whole
-batch that these are. Each batch is divided among the workers of a group: the same images, augmented the same way,
-whatever their number.
+Arrays are held on the device as uint8 and augmented there, one batch at a time. Trees of image files are decoded by
+DataLoader workers. Both give images `[B, C, H, W]` in [0, 1], labels `[B]`, and the share of the whole batch that these
+are. Each batch is divided among the workers of a group. Its images and their augmentation do not depend on the number
+of workers.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ from torch.utils.data import default_collate
 
 from macer_serve.datasets import ImageSet
 from macer_serve.errors import DataError
-from training.network import Group
+from macer_serve.training.images import limited
+from macer_serve.training.network import Group
 
 
 def generator_for(device: torch.device | str, *address: int | str) -> torch.Generator:
-    """A generator seeded by a digest of its address: no state to save, none to lose."""
+    """Returns a generator seeded by a digest of its address, so that it has no state to be saved."""
     text = "/".join(str(part) for part in address)
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
     return torch.Generator(device).manual_seed(seed)
 
 
 class Batches(Protocol):
-    """A training set as the loop sees it."""
+    """A training set as the loop uses it."""
 
     steps_per_epoch: int
     images_per_epoch: int
 
     def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """The batches of one epoch (from 0), beginning at `first_step`: images, labels, share of the whole batch."""
+        """Yields the batches of an epoch, counted from 0, from `first_step` on: images, labels, share of the batch."""
         ...
 
 
 def _share(batch: Tensor, group: Group) -> tuple[Tensor, float]:
-    """This worker's part of a batch of indices, and which share of it that is.
+    """Returns this worker's part of a batch of indices, and its share of the batch.
 
-    A worker for which nothing is left takes an image that is another's, with a share of 0: it must take part in the
-    exchange of gradients, and adds nothing to them.
+    A worker for which no image is left takes the first one with a share of 0. It must take part in the exchange of
+    gradients, and adds nothing to them.
     """
     mine = batch[group.rank :: group.size]
     return (mine, len(mine) / len(batch)) if len(mine) else (batch[:1], 0.0)
 
 
 class DeviceBatches:
-    """An array data set on the device: random crop (zero padding) and flip by one gather a batch."""
+    """An array data set on the device, with random crops (zero padding) and flips by one gather per batch."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class DeviceBatches:
         order = order.to(self.device)
         for step in range(first_step, self.steps_per_epoch):
             chosen = order[step * self.batch : (step + 1) * self.batch]
-            # Where and whether each image is moved is drawn for the whole batch, and taken by share.
+            # Crops and flips are drawn for the whole batch; each worker takes those of its images.
             mine, share = _share(torch.arange(len(chosen), device=self.device), self.group)
             yield *self._augmented(chosen, mine, generator_for(self.device, self.seed, "augment", epoch, step)), share
 
@@ -99,12 +100,12 @@ class DeviceBatches:
         if self.group.size > 1:
             chosen, rows, cols = chosen[mine], rows[mine], cols[mine]
         pixels = self.pixels[chosen[:, None, None], rows[:, :, None], cols[:, None, :]]
-        # A permuted NHWC tensor *is* channels-last: no copy is made for the memory format.
+        # A permuted NHWC tensor is channels-last without a copy.
         return pixels.permute(0, 3, 1, 2).float().div_(255), self.labels[chosen]
 
 
 class _AugmentedTree(torch.utils.data.Dataset[tuple[Tensor, int] | DataError]):
-    """Files with an augmentation addressed by (seed, epoch, index), whichever worker makes it."""
+    """Image files with an augmentation addressed by (seed, epoch, index), whichever worker computes it."""
 
     def __init__(self, images: ImageSet, size: int, seed: int) -> None:
         from torchvision.transforms import v2
@@ -124,7 +125,7 @@ class _AugmentedTree(torch.utils.data.Dataset[tuple[Tensor, int] | DataError]):
 
 
 class TreeBatches:
-    """An ImageFolder tree streamed by DataLoader workers: random resized crop and flip on uint8."""
+    """A tree of image files decoded by DataLoader workers, with random resized crops and flips on uint8."""
 
     def __init__(
         self,
@@ -139,9 +140,7 @@ class TreeBatches:
         group: Group = Group(),  # noqa: B008  # frozen
     ) -> None:
         self.data = _AugmentedTree(images, size, seed)
-        # A limit takes images evenly spread: a tree is sorted by class, and its head would be one class.
-        count = len(images) if limit is None else min(limit, len(images))
-        self.indices = torch.arange(count) * len(images) // count
+        self.indices = torch.tensor(limited(len(images), limit))
         self.images_per_epoch = len(self.indices)
         self.batch, self.seed, self.device = min(batch, len(self.indices)), seed, device
         self.loaders, self.group = loaders, group
@@ -170,14 +169,14 @@ class TreeBatches:
 
 
 def _collate(items: list[tuple[Tensor, int] | DataError]) -> Any:
-    """A batch, or what is wrong with one of its images.
+    """Returns a batch, or the error of one of its images.
 
-    As a value: raised in a worker it would arrive as the text of a traceback, and hold the other workers.
+    An error raised in a worker would arrive as the text of a traceback, and block the other workers.
     """
     return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """A stop sent to the whole process group must not take the workers from the step that is under way."""
+    """Ignores SIGTERM and SIGINT: sent to the whole process group, they must not end a worker within a step."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

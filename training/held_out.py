@@ -17,11 +17,11 @@ from macer_serve.evaluation.report import summary
 from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan
+from macer_serve.training.precision import Precision
 from macer_serve.voters import VoterOptions, open_voter
 from macer_serve.voters.options import Device
-from training.precision import Precision
 
-# Enough to see a run go wrong, in seconds; `macer certify` is for figures.
+# Enough votes to see a run go wrong, in seconds. `macer certify` is for figures.
 PLAN = Plan(n=1000)
 _SEEDS = EvaluationSeed.named("macer train: held-out images")
 
@@ -35,9 +35,9 @@ def certified_curve(
     *,
     progress: Callable[[Row], None] = lambda row: None,
 ) -> dict[str, Any]:
-    """ACR, abstentions and certified accuracy by radius of `count` evenly spread images, by `PLAN`.
+    """Returns ACR, abstentions and certified accuracy by radius of `count` evenly spread images, by `PLAN`.
 
-    The same images and the same noise whenever it is called; the model is left as it was.
+    Every call takes the same images and the same noise. The model is left as it was.
     """
     began = time.monotonic()
     indices = spread_indices(len(images), count)
@@ -59,7 +59,7 @@ def certified_curve(
             progress(rows[-1])
     finally:
         voter.close()
-        precision.apply()  # a voter keeps torch to one thread a core
+        precision.apply()  # a voter sets torch to one thread per core
     figures = summary(Log(tuple(rows)))
     return {
         "images": figures.image_set,

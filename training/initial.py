@@ -1,4 +1,4 @@
-"""The weights that a run starts from: random ones, a checkpoint's, or those of a state-dict file (fine-tuning)."""
+"""The weights that a run starts from: random, from a checkpoint, or from a state-dict file (fine-tuning)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAMED_AT_MOST = 6  # classes, in a note
 
 @dataclass(frozen=True, slots=True)
 class Initial:
-    """A model to train, the digest of the file or checkpoint that its weights come from, and what to tell of it."""
+    """A model to train, the digest of the file or checkpoint of its weights, and a note to the user."""
 
     model: nn.Module
     digest: str | None = None
@@ -50,7 +50,7 @@ def initial_model(
     model = base_classifier(architecture, classes=len(classes), input_shape=input_shape, mean=info.mean, std=info.std)
     if init is None:
         return Initial(model)
-    path = Path(os.path.expanduser(init))  # os.path takes unknown users and names that are too long
+    path = Path(os.path.expanduser(init))  # unlike Path's, it accepts unknown users and names that are too long
     if os.path.isfile(path) or (path.suffix in SUFFIXES and not os.path.isdir(path)):
         given = read_state_dict(path)
         fresh = _take_file(cast(nn.Sequential, model)[1], given.tensors, init, architecture)

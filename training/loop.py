@@ -1,7 +1,7 @@
-"""The training loop: it knows batches, steps and saving, and nothing of methods.
+"""The training loop. It knows batches, steps and saving, and nothing of methods.
 
-Every random number is addressed by (seed, epoch, step, worker), so a run's state is its weights, its optimiser and
-where it stands; a run that was stopped anywhere continues to the very weights it would have reached.
+Every random number is addressed by (seed, epoch, step, rank). The state of a run is its weights, its optimiser and its
+place, so that a run that was stopped anywhere continues to the very weights it would have reached.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from macer_serve.errors import TrainingError
-from training.data import Batches, generator_for
-from training.methods import METHOD_FUNCTIONS, Step
-from training.network import Group, Network
-from training.precision import Precision
-from training.recipes import Recipe
-from training.run_state import RunFolder
+from macer_serve.training.data import Batches, generator_for
+from macer_serve.training.method import Step
+from macer_serve.training.methods import METHODS
+from macer_serve.training.network import Group, Network
+from macer_serve.training.options import Progress
+from macer_serve.training.precision import Precision
+from macer_serve.training.recipe import Recipe
+from macer_serve.training.run_state import RunFolder
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, int, dict[str, float]], None]
+# Steps after which a large loss counts as divergence: the first ones, from random weights, may overshoot.
+_SETTLED = 100
 AfterEpoch = Callable[[int, nn.Module], None]
 
 
@@ -42,15 +45,15 @@ class InterruptedRunError(TrainingError):
 
 
 @dataclass(frozen=True, slots=True)
-class Conduct:
-    """How a run is carried out, beside its recipe.
+class LoopOptions:
+    """The options of the loop, beside the recipe.
 
-    `micro_batch` images at a time go through the network, gradients added up, where a whole batch with its copies
-    does not fit in memory; None for the whole batch. The state is saved every `save_every` steps, and after each epoch.
-    A mean loss above `most_loss` over an epoch is divergence.
-    `stop_requested`, None for SIGTERM and SIGINT, is asked every step, and answers all workers alike.
-    `progress` is told every step, and `after_epoch` every epoch when its state is saved, with the number of epochs done
-    and the model to be exported; told of an epoch again, when a run continues, it does what it did not yet do.
+    `micro_batch` images at a time pass through the network, and their gradients are added up; None for the whole batch.
+    The state is saved after each epoch, and every `save_every` steps. An epoch whose mean loss exceeds `most_loss`
+    counts as divergence, except during the first steps. `stop_requested` is asked at every step and must answer all
+    workers alike; None for SIGTERM and SIGINT. `progress` is called at every step. `after_epoch` is called with the
+    number of finished epochs and the model to be exported, when their state is saved. It may be called twice for one
+    epoch after a restart, and must skip finished work.
     """
 
     precision: Precision
@@ -65,7 +68,7 @@ class Conduct:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Asks whether SIGTERM or SIGINT has arrived, for as long as the context lasts."""
+    """Yields a function that returns whether SIGTERM or SIGINT has arrived since the context began."""
     received: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -80,11 +83,11 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 class _Run:
-    """The moving parts of a run, and their state on disk."""
+    """The parts of a run that change, and their state on disk."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, conduct: Conduct, folder: RunFolder, seed: int) -> None:
-        self.model, self.recipe, self.conduct, self.folder, self.seed = model, recipe, conduct, folder, seed
-        self.network = Network(model, conduct.precision, conduct.group)
+    def __init__(self, model: nn.Module, recipe: Recipe, options: LoopOptions, folder: RunFolder, seed: int) -> None:
+        self.model, self.recipe, self.options, self.folder, self.seed = model, recipe, options, folder, seed
+        self.network = Network(model, options.precision, options.group)
         self.optimizer = torch.optim.SGD(
             model.parameters(),
             recipe.lr,
@@ -99,14 +102,14 @@ class _Run:
 
     @property
     def exported(self) -> nn.Module:
-        """The model that a checkpoint would hold now."""
+        """The model that would be exported now."""
         return self.model if self.average is None else self.average
 
-    def load(self, identity: dict[str, Any]) -> None:
-        """Take up the saved state, where there is one."""
+    def load(self, identity: dict[str, Any], images: int) -> None:
+        """Takes up the saved state, if there is one."""
         state = self.folder.load(identity)
         where = None if state is None else (state["epoch"], state["step"])
-        self.conduct.group.require_alike({**identity, "saved state": where})
+        self.options.group.require_alike({**identity, "images": images, "saved state": where})
         if state is None:
             return
         self.model.load_state_dict(state["model"])
@@ -114,35 +117,35 @@ class _Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        if self.conduct.group.rank == 0:  # totals over all workers: the first has them
-            self.sums = {name: value.to(self.conduct.precision.device) for name, value in state["sums"].items()}
+        if self.options.group.rank == 0:  # the totals over all workers
+            self.sums = {name: value.to(self.options.precision.device) for name, value in state["sums"].items()}
         log.info("continuing at epoch %d, step %d", self.epoch + 1, self.step)
 
     def save(self, seconds: float, identity: dict[str, Any]) -> None:
-        """Save where the run stands; `seconds` into its epoch. No worker goes on, or ends, before it is saved."""
-        self.sums = self.conduct.group.total(self.sums)
-        if self.conduct.group.rank == 0:
+        """Saves the state, `seconds` into its epoch. All workers wait until it is saved."""
+        self.sums = self.options.group.total(self.sums)
+        if self.options.group.rank == 0:
             where = {"epoch": self.epoch, "step": self.step, "seconds": seconds, "sums": self.sums}
             average = {} if self.average is None else {"average": self.average.state_dict()}
             weights = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
             self.folder.save({**weights, **average, **where}, identity)
-        self.conduct.group.wait()
+        self.options.group.wait()
 
     def update(self, images: Tensor, labels: Tensor, share: float, rate: float) -> None:
-        """One optimiser step on this worker's `share` of a batch."""
-        conduct, recipe = self.conduct, self.recipe
+        """Takes one optimiser step on this worker's `share` of a batch."""
+        options, recipe = self.options, self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        address = (self.seed, "noise", self.epoch, self.step, conduct.group.rank)
-        noise = generator_for(conduct.precision.device, *address)
-        _seed_layers(conduct.precision.device, generator_for("cpu", "layers", *address).initial_seed())
+        address = (self.seed, "noise", self.epoch, self.step, options.group.rank)
+        noise = generator_for(options.precision.device, *address)
+        _seed_layers(options.precision.device, generator_for("cpu", "layers", *address).initial_seed())
         self.optimizer.zero_grad(set_to_none=True)
-        size = conduct.micro_batch or len(images)
+        size = options.micro_batch or len(images)
         parts = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
         for part, its_labels in parts:
             step = Step(self.epoch, noise, self.network.frozen)
-            loss, sums = METHOD_FUNCTIONS[recipe.method](self.network, part, its_labels, recipe, step)
-            # Losses are means over what they were given: weighted, they add up to the mean over the whole batch.
+            loss, sums = METHODS[recipe.method].loss(self.network, part, its_labels, recipe, step)
+            # Each loss is a mean over its part. The weighted losses add up to the mean over the whole batch.
             weight = len(part) / len(images) * share
             (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
             for name, value in sums.items():
@@ -154,9 +157,9 @@ class _Run:
         self.step += 1
 
     def _update_average(self) -> None:
-        """Move the average towards this step's weights; the first step's are where it begins.
+        """Moves the average towards this step's weights. It begins at the weights of the first step.
 
-        Not by torch's `AveragedModel`, whose count of steps is a tensor: asking for it waits for the device.
+        torch's `AveragedModel` keeps its count of steps in a tensor, and reading that would wait for the device.
         """
         if self.average is None:
             return
@@ -168,28 +171,30 @@ class _Run:
             kept[name].copy_(new[name])
 
     def require_finite(self) -> None:
-        """Raise `TrainingError` before a state is saved that no further step could mend."""
-        # The weights too: the last step's loss is from before its update.
+        """Raises `TrainingError` if the loss or a weight is not finite, so that no such state is saved."""
+        # The loss of the last step does not see the weights after its update.
         weights = torch.stack([value.isfinite().all() for value in self.model.state_dict().values()]).all()
-        agreed = self.conduct.group.agreed(torch.stack([self.sums["loss"], weights.to(self.sums["loss"])])).tolist()
+        agreed = self.options.group.agreed(torch.stack([self.sums["loss"], weights.to(self.sums["loss"])])).tolist()
         if not (math.isfinite(agreed[0]) and agreed[1] == 1.0):
             what = "the weights became infinite" if math.isfinite(agreed[0]) else f"the loss became {agreed[0]}"
-            raise _stopped(what, self.epoch, self.folder)
+            raise _diverged(what, self.epoch, self.folder)
 
 
 def _seed_layers(device: torch.device, seed: int) -> None:
-    """Seeds what random layers such as dropout draw from: torch's own generator of the device."""
-    # Not by `torch.manual_seed`, which writes down the whole call stack each time while CUDA is not in use.
+    """Seeds torch's own generator of the device, from which layers such as dropout draw."""
+    # `torch.manual_seed` would record the whole call stack each time while CUDA is not in use.
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     else:
         torch.default_generator.manual_seed(seed)
 
 
-def _stopped(what: str, epoch: int, folder: RunFolder) -> TrainingError:
+def _diverged(what: str, epoch: int, folder: RunFolder) -> TrainingError:
+    states = folder.states()
+    kept = f"the last finite state is kept: {states[-1]}" if states else "no state was saved before"
     return TrainingError(
         f"{what} in epoch {epoch + 1}. Start anew (--restart) with a lower --lr, a longer --defer (MACER) "
-        f"or --precision fp32; the last finite state is kept in {folder.folder}."
+        f"or --precision fp32; {kept}."
     )
 
 
@@ -199,31 +204,33 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
-    conduct: Conduct,
+    options: LoopOptions,
     folder: RunFolder,
     identity: dict[str, Any],
 ) -> nn.Module:
-    """Train `model` in place, from the saved state where there is one; the model to be exported.
+    """Trains `model` in place, from the saved state if there is one. Returns the model to be exported.
 
-    `identity` is everything a continued run must share with the saved one. Raises `InterruptedRunError` after
-    SIGTERM or SIGINT, state saved; `TrainingError` where the loss is no longer finite.
+    `identity` is everything that a continued run must share with the saved one. Raises `InterruptedRunError` after
+    SIGTERM or SIGINT, with the state saved, and `TrainingError` if the loss is no longer finite.
     """
-    run = _Run(model, recipe, conduct, folder, seed)
-    run.load(identity)
-    steps, first = batches.steps_per_epoch, conduct.group.rank == 0
+    run = _Run(model, recipe, options, folder, seed)
+    run.load(identity, batches.images_per_epoch)
+    steps, first = batches.steps_per_epoch, options.group.rank == 0
     if first and run.epoch and not run.step:
-        conduct.after_epoch(run.epoch, run.exported)
-    with nullcontext(conduct.stop_requested) if conduct.stop_requested else stop_requests() as stop_requested:
+        options.after_epoch(run.epoch, run.exported)
+    with nullcontext(options.stop_requested) if options.stop_requested else stop_requests() as stop_requested:
         metrics: dict[str, float] = next((e for e in reversed(folder.entries())), {})
         while run.epoch < recipe.epochs:
             model.train()
             started = time.monotonic() - run.seconds
+            if run.step >= steps:  # images were removed while the run was interrupted
+                run.step = steps - 1
             for images, labels, share in batches.epoch(run.epoch, run.step):
                 rate = recipe.learning_rate(run.epoch * steps + run.step, steps)
                 run.update(images, labels, share, rate)
-                conduct.progress(run.epoch, run.step, steps, metrics)
+                options.progress(run.epoch, run.step, steps, metrics)
                 stop = stop_requested()
-                due = conduct.save_every is not None and run.step % conduct.save_every == 0
+                due = options.save_every is not None and run.step % options.save_every == 0
                 if (stop or due) and run.step < steps:
                     run.require_finite()
                     run.save(time.monotonic() - started, identity)
@@ -234,22 +241,23 @@ def train(
                         )
             seconds = time.monotonic() - started
             run.require_finite()
-            sums = conduct.group.total(run.sums)
+            sums = options.group.total(run.sums)
             if first:
                 metrics = _metrics(sums, batches.images_per_epoch, seconds)
-                if metrics["loss"] > conduct.most_loss:
-                    raise _stopped(f"the loss rose to {metrics['loss']:.3g}", run.epoch, folder)
-                folder.log({"epoch": run.epoch, "lr": rate, **metrics})
+                settled = (run.epoch + 1) * steps >= _SETTLED or run.epoch + 1 == recipe.epochs
+                if settled and metrics["loss"] > options.most_loss:
+                    raise _diverged(f"the loss rose to {metrics['loss']:.3g}", run.epoch, folder)
+                folder.log({"epoch": run.epoch, "lr": rate, "images": batches.images_per_epoch, **metrics})
             run.sums, run.seconds, run.step, run.epoch = {}, 0.0, 0, run.epoch + 1
             run.save(0.0, identity)
             if first:
-                conduct.after_epoch(run.epoch, run.exported)
+                options.after_epoch(run.epoch, run.exported)
             if stop_requested() and run.epoch < recipe.epochs:
                 raise InterruptedRunError(f"stopped after epoch {run.epoch}; run the same command again to continue.")
     return run.exported
 
 
 def _metrics(sums: dict[str, Tensor], images: int, seconds: float) -> dict[str, float]:
-    """Sums over an epoch as means an image, with the one host synchronisation of the epoch."""
+    """Returns the sums over an epoch as means per image. This is the epoch's one wait for the device."""
     means = {name: float(value) / images for name, value in sums.items()}
     return {**means, "seconds": round(seconds, 3), "images_per_second": round(images / max(seconds, 1e-9), 1)}

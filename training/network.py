@@ -1,4 +1,4 @@
-"""The base classifier as methods call it, on one worker or on many."""
+"""The base classifier as training methods call it, on one worker or on many."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from macer_serve.dry_run import output_shape
 from macer_serve.errors import TrainingError
-from training.precision import Precision
+from macer_serve.training.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """This worker's place among those that share every batch."""
+    """The workers that share every batch: this worker's rank, and their number."""
 
     rank: int = 0
     size: int = 1
 
     def total(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sums over all workers on the first of them, nothing on the others: so none is counted twice later."""
+        """Returns the sums over all workers on rank 0 and nothing on the others, so that none is counted twice."""
         if self.size == 1 or not sums:
             return sums
         flat = torch.stack(list(sums.values()))
@@ -33,14 +33,14 @@ class Group:
         return dict(zip(sums, flat, strict=True)) if self.rank == 0 else {}
 
     def agreed(self, value: Tensor) -> Tensor:
-        """The mean over all workers of a value that each has."""
+        """Returns the mean over all workers of a value that each has."""
         if self.size > 1:
             dist.all_reduce(value)
             value /= self.size
         return value
 
     def require_alike(self, settings: dict[str, Any]) -> None:
-        """Raise `TrainingError` on all workers unless they go by the same settings."""
+        """Raises `TrainingError` on all workers unless their settings are the same."""
         if self.size == 1:
             return
         all_settings: list[Any] = [None] * self.size
@@ -49,20 +49,20 @@ class Group:
             if differing := [name for name, value in others.items() if value != all_settings[0][name]]:
                 what = "; ".join(f"{name} is {all_settings[0][name]!r} and {others[name]!r}" for name in differing)
                 raise TrainingError(
-                    f"workers 0 and {rank} differ: {what}. All need machines of one kind, and to read the same "
-                    "--data-dir and the same folder of --out."
+                    f"workers 0 and {rank} differ: {what}. All workers need machines of one kind, the same files in "
+                    "--data-dir, and the same folder of --out."
                 )
 
     def wait(self) -> None:
-        """Return when all workers have come here."""
+        """Returns when all workers have called it."""
         if self.size > 1:
             dist.barrier()
 
 
 class Agreement:
-    """Whether any worker has said yes, told to all at the same step: one later.
+    """Tells all workers at the same step, one later, whether any of them said yes.
 
-    The hosts exchange it while a step is under way, so that neither they nor their devices wait.
+    The hosts exchange the answers during a step, so that neither they nor their devices wait.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Agreement:
         self._exchange: dist.Work | None = None
 
     def __call__(self, yes: bool) -> bool:
-        """What was agreed of the answers given at the call before."""
+        """Returns whether any worker said yes at the call before."""
         if self._exchange is not None:
             self._exchange.wait()
         agreed = bool(self._said)
@@ -81,14 +81,14 @@ class Agreement:
 
 
 class Network:
-    """A model made channels-last, autocast and compiled once at static shapes; the same on all workers."""
+    """A model with channels-last tensors and autocast, compiled at static shapes; the same on all workers."""
 
     def __init__(self, model: nn.Module, precision: Precision, group: Group) -> None:
         self.model, self.precision, self.group = model, precision, group
         self.norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self._refused: dict[tuple[int, ...], bool] = {}
         model.to(precision.device).to(memory_format=torch.channels_last)
-        # Static shapes: with dynamic ones the graphs of a short last batch differ after a restart, and so do bits.
+        # With dynamic shapes, a short last batch may have another graph, and other bits, after a restart.
         self._forward = cast(nn.Module, torch.compile(model, dynamic=False)) if precision.compiled else model
         if group.size > 1:
             for value in model.state_dict().values():
@@ -118,7 +118,7 @@ class Network:
         return self._refused[shape]
 
     def frozen(self, x: Tensor) -> Tensor:
-        """Logits in evaluation mode, the weights constants: what an attack differentiates. Each call undoes itself."""
+        """Returns the logits in evaluation mode with constant weights. Attacks differentiate them."""
         self.model.eval().requires_grad_(False)
         try:
             return self(x)
@@ -126,11 +126,11 @@ class Network:
             self.model.train().requires_grad_(True)
 
     def exchange(self, share: float) -> None:
-        """Add up all workers' gradients, and batch-norm statistics in proportion to each one's share of the batch.
+        """Adds up the gradients of all workers, and averages their batch-norm statistics by their shares of the batch.
 
-        In one piece and always in the same order: a continued run adds as an undisturbed one does, to the last bit.
-        (`DistributedDataParallel` arranges its buckets anew after the first step it sees, and leaves the statistics
-        of all but the first worker to themselves in evaluation mode.)
+        All values are added in one piece and always in the same order, so that a continued run has the same bits.
+        (`DistributedDataParallel` rearranges its buckets after the first step, and in evaluation mode does not
+        exchange statistics.)
         """
         if self.group.size == 1:
             return

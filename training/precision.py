@@ -1,4 +1,4 @@
-"""How a run is computed: device, arithmetic, compilation, threads."""
+"""The device, arithmetic, compilation and threads of a run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Arithmetic = Literal["bf16", "tf32", "fp32"]
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Fixed for a run, since each choice gives other bits.
+    """How a run computes. It is fixed for the run, since each choice gives other bits.
 
-    `bf16` is autocast with fp32 weights; `tf32` rounds the inputs of fp32 products to 10 bits on GPUs; fp32 is exact.
+    `bf16` is autocast with fp32 weights. `tf32` rounds the inputs of fp32 products to 10 bits, on GPUs. fp32 is exact.
     """
 
     device: torch.device
@@ -30,9 +30,10 @@ class Precision:
 
     @classmethod
     def choose(cls, device: str | None, arithmetic: str, compile_: str) -> Precision:
-        """What pays on this machine, unless told: bf16 where the hardware multiplies it, compiled on GPUs and AMX.
+        """Returns the fastest choice for this machine, with the given parts of it fixed.
 
-        Raises `ParameterError` for tf32 without a GPU, `TrainingError` for compilation without a compiler.
+        That is bf16 if the hardware multiplies it, and compilation on GPUs and AMX. Raises `ParameterError` for tf32
+        without a GPU, and `TrainingError` for compilation without a compiler.
         """
         chosen = pick_device(device)
         compiler = _compiler(chosen)
@@ -54,7 +55,7 @@ class Precision:
         return self.arithmetic == "bf16"
 
     def apply(self) -> None:
-        """Set what torch keeps a process: without it, cuDNN's fp32 convolutions are tf32 ones."""
+        """Sets torch's threads and its tf32 flags, which are global to a process. cuDNN's default is tf32."""
         torch.set_num_threads(self.threads)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.arithmetic == "tf32"
@@ -66,7 +67,7 @@ class Precision:
 
 
 def _compiler(device: torch.device) -> str | None:
-    """The compiler that torch.compile would call, None where there is none: it fails at the first step then."""
+    """Returns the compiler that torch.compile would call, or None. Without it, the first step would fail."""
     if device.type == "cuda":  # Triton builds its launchers with a C compiler
         names = [os.environ["CC"]] if "CC" in os.environ else ["clang", "gcc"]
     else:

@@ -1,7 +1,7 @@
-"""A run on many workers: Ray Train starts them, the same loop runs in each, and a lost one costs what was not saved.
+"""A run on many workers, started by Ray Train. Each runs the same loop.
 
-Every worker reads the data set, and the first writes the run's folder: both must be the same place for all of them,
-on one machine or on a file system that the machines of a cluster share.
+If a worker is lost, training resumes from the last saved state. Every worker reads the data set, and rank 0 writes the
+run's folder. Both must be the same place for all of them, on one machine or on a file system that the machines share.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from macer_serve.datasets import load_dataset
 from macer_serve.errors import MacerError, ParameterError, TrainingError, first_line
-from macer_serve.evaluation.logs import Row
-from training.desk import REPORTS, Hear, Listening, Reports, new_desk
-from training.loop import InterruptedRunError, Progress, stop_requests
-from training.network import Agreement, Group
-from training.recipes import Recipe
-from training.session import TrainingOptions, train_here
+from macer_serve.training.loop import InterruptedRunError, stop_requests
+from macer_serve.training.network import Agreement, Group
+from macer_serve.training.options import Callbacks, TrainingOptions
+from macer_serve.training.recipe import Recipe
+from macer_serve.training.reports import INTERVAL, Receiver, Reporter, start_report_actor
+from macer_serve.training.run_state import RunFolder
+from macer_serve.training.worker import train_worker
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -31,28 +32,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Losses in a row without an epoch or a save between them: then it is not chance, and goes on no longer.
-MOST_LOSSES = 3
-# The others wait while the first certifies held-out images. Ray sees by itself that a worker is gone.
-PATIENCE = timedelta(days=1)
+# Gives up after this many worker failures without a newly saved state.
+MOST_FAILURES = 3
+# Most time that workers wait for each other: rank 0 may certify held-out images. Ray itself notices a lost worker.
+TIMEOUT = timedelta(days=1)
 
 
-def train_on_workers(
-    options: TrainingOptions,
-    recipe: Recipe,
-    *,
-    progress: Progress,
-    certified: Callable[[Row], None],
-    note: Callable[[str], None],
-) -> None:
-    """Train with `options.workers` workers, until the checkpoint is written.
+def train_on_workers(options: TrainingOptions, recipe: Recipe, callbacks: Callbacks) -> None:
+    """Trains with `options.workers` workers, until the checkpoint is written.
 
-    A worker that is lost (killed, its machine gone) ends the attempt; all start again from the last saved state.
-    Raises what a worker raised for the user's sake, `InterruptedRunError` after SIGTERM or SIGINT, or `TrainingError`
-    after `MOST_LOSSES` attempts that saved nothing.
+    If a worker is lost (killed, or its machine is gone), all start again from the last saved state. Raises the
+    `MacerError` that a worker raised, `InterruptedRunError` after SIGTERM or SIGINT, or `TrainingError` after
+    `MOST_FAILURES` attempts that saved nothing.
     """
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own choice, 15, leaves workers behind all else that runs
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nothing here heeds its notices
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, gives workers less of the CPU than others
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # its notices are not used here
     import ray
 
     if options.download:
@@ -63,7 +57,7 @@ def train_on_workers(
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         with stop_requests() as stop_requested:
-            _attempts(options, recipe, stop_requested, {"progress": progress, "certified": certified, "note": note})
+            _attempts(options, recipe, stop_requested, callbacks)
     finally:
         if started:
             ray.shutdown()
@@ -73,17 +67,16 @@ def _attempts(
     options: TrainingOptions,
     recipe: Recipe,
     stop_requested: Callable[[], bool],
-    hear: Hear,
+    callbacks: Callbacks,
 ) -> None:
-    """Attempt after attempt, until one comes to the end."""
+    """Starts the workers again after each failure, until the run is complete."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    options, scaling = _placed(options)
-    folder = options.run_folder.folder
-    losses, saved = 0, _saved(options)
+    options, scaling = _for_workers(options)
+    failures, saved = 0, _saved(options)
     while True:
-        failure = _attempt(options, recipe, scaling, stop_requested, hear)
+        failure = _attempt(options, recipe, scaling, stop_requested, callbacks)
         if failure is None:
             return
         if not isinstance(failure, TrainingFailedError | RayError):
@@ -93,23 +86,23 @@ def _attempts(
             if isinstance(error, MacerError):
                 raise error from failure
         if stop_requested():
-            raise _interrupted(folder) from failure
+            raise _interrupted(options) from failure
         log.info("%s", failure)
-        losses, saved = (losses + 1, saved) if _saved(options) == saved else (1, _saved(options))
+        failures, saved = (failures + 1, saved) if _saved(options) == saved else (1, _saved(options))
         what = "; ".join(f"worker {rank}: {first_line(error)}" for rank, error in of_workers.items())
         what = what or first_line(getattr(failure, "controller_failure", failure))
-        if losses == MOST_LOSSES:
+        if failures == MOST_FAILURES:
             raise TrainingError(
-                f"the workers failed {losses} times without progress ({what}). What was saved is kept in {folder}: "
-                "run the same command again to continue. macer -v train ... says more of the failures."
+                f"the workers failed {failures} times without progress ({what}). {_kept(options)} Run the same command "
+                "again to continue. macer -v train ... says more of the failures."
             ) from failure
-        log.warning("lost workers (%s): all continue from the last saved state", what)
+        log.warning("workers failed (%s): all continue from the last saved state", what)
 
 
-def _placed(options: TrainingOptions) -> tuple[TrainingOptions, ScalingConfig]:
-    """The options as each worker gets them, and what each takes of the cluster.
+def _for_workers(options: TrainingOptions) -> tuple[TrainingOptions, ScalingConfig]:
+    """Returns the options as each worker gets them, and the resources of each worker.
 
-    Raises `ParameterError` where the cluster has not as many GPUs or cores: Ray would wait for them.
+    Raises `ParameterError` if the cluster has fewer GPUs or cores than workers. Ray would wait for them.
     """
     import ray
     from ray.train import ScalingConfig
@@ -138,7 +131,7 @@ def _placed(options: TrainingOptions) -> tuple[TrainingOptions, ScalingConfig]:
 
 
 def cores_each(machines: list[int], workers: int) -> int:
-    """The most cores that each worker can have on machines of so many, 0 where one is left without."""
+    """Returns the most cores that each worker can have, 0 if some worker has none; `machines` are their cores."""
     fitting = (each for each in range(max(machines), 0, -1) if sum(cores // each for cores in machines) >= workers)
     return next(fitting, 0)
 
@@ -148,15 +141,15 @@ def _attempt(
     recipe: Recipe,
     scaling: ScalingConfig,
     stop_requested: Callable[[], bool],
-    hear: Hear,
+    callbacks: Callbacks,
 ) -> BaseException | None:
-    """One start of all workers, to the end of the run or of the attempt: None, or what ended it.
+    """Starts all workers once and waits for their end. Returns None, or the error that ended them.
 
-    Raises `InterruptedRunError` where the run is to stop and the workers do not save and end in time.
+    Raises `InterruptedRunError` if a stop was requested and the workers do not save and end in time.
     """
-    desk, failures = new_desk(), list[BaseException]()
+    actor, failures = start_report_actor(), list[BaseException]()
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(options, recipe, scaling, desk, Path(scratch))
+        trainer = _trainer(options, recipe, scaling, actor, Path(scratch))
 
         def fit() -> None:
             try:
@@ -164,29 +157,29 @@ def _attempt(
             except BaseException as error:
                 failures.append(error)
 
-        # In a thread of its own: in the main thread Ray Train answers SIGINT, by ending the workers as they are.
+        # In the main thread, Ray Train would answer SIGINT by killing the workers.
         fitting = threading.Thread(target=fit, daemon=True)
         fitting.start()
-        listening = Listening(desk, hear)
+        receiver = Receiver(actor, callbacks)
         while fitting.is_alive():
-            fitting.join(REPORTS)
-            listening.once(stop_requested())
-            if fitting.is_alive() and listening.in_vain:
-                raise _interrupted(options.run_folder.folder)
+            fitting.join(INTERVAL)
+            receiver.receive(stop_requested())
+            if fitting.is_alive() and receiver.timed_out:
+                raise _interrupted(options)
     return failures[0] if failures else None
 
 
 def _trainer(
-    options: TrainingOptions, recipe: Recipe, scaling: ScalingConfig, desk: Any, scratch: Path
+    options: TrainingOptions, recipe: Recipe, scaling: ScalingConfig, actor: Any, scratch: Path
 ) -> TorchTrainer:
-    """What starts the workers; Ray Train wants a folder, `scratch`, for checkpoints of its own."""
+    """Returns what starts the workers. Ray Train needs a folder, `scratch`, for checkpoints of its own."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     return TorchTrainer(
         _work,
-        train_loop_config={"options": options, "recipe": recipe, "desk": desk, "level": log.getEffectiveLevel()},
-        torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
+        train_loop_config={"options": options, "recipe": recipe, "actor": actor, "level": log.getEffectiveLevel()},
+        torch_config=TorchConfig(timeout_s=int(TIMEOUT.total_seconds())),
         scaling_config=scaling,
         run_config=RunConfig(  # type: ignore[call-arg]  # typed as the version before
             name=options.out.name,
@@ -199,7 +192,7 @@ def _trainer(
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each worker does."""
+    """Runs in each worker."""
     import ray.train
     import ray.train.torch
     import torch
@@ -209,30 +202,31 @@ def _work(config: dict[str, Any]) -> None:
     options, group = config["options"], Group(context.get_world_rank(), context.get_world_size())
     if options.device == "cuda":
         torch.cuda.set_device(ray.train.torch.get_device())
-    reports, agreement = Reports(config["desk"], group), Agreement()
+    reporter, agreement = Reporter(config["actor"], group), Agreement()
     try:
-        train_here(
+        train_worker(
             options,
             config["recipe"],
             group,
-            stop_requested=lambda: agreement(reports.stop),
-            progress=reports.progress,
-            certified=reports.certified,
-            note=reports.note,
+            stop_requested=lambda: agreement(reporter.stop),
+            callbacks=reporter.callbacks,
         )
     except InterruptedRunError as error:
-        reports.interrupted(error)
+        reporter.interrupted(error)
         raise
 
 
-def _interrupted(folder: Path) -> InterruptedRunError:
-    return InterruptedRunError(
-        f"stopped; what was saved last is kept in {folder}. Run the same command again to continue."
-    )
+def _interrupted(options: TrainingOptions) -> InterruptedRunError:
+    return InterruptedRunError(f"stopped. {_kept(options)} Run the same command again to continue.")
+
+
+def _kept(options: TrainingOptions) -> str:
+    saved = _saved(options)
+    return f"The last saved state is kept: {options.folder / saved[-1]}." if saved else "No state was saved before."
 
 
 def _saved(options: TrainingOptions) -> list[str]:
-    return [path.name for path in options.run_folder.states()]
+    return [path.name for path in RunFolder(options.folder).states()]
 
 
 def _absolute(checkpoint: str | None) -> str | None:

@@ -1,26 +1,33 @@
-"""A run on disk: what is needed to continue it bit for bit, written whole or not at all.
+"""A run on disk: what is needed to continue it bit for bit. Each file is written whole or not at all.
 
 OUT.run/
 ├── state-00000012-000000.pt    the state after 12 epochs and 0 steps; the latest few are kept
-├── log.jsonl                   one line an epoch
-└── certified.jsonl             certified curves on held-out images (`training.held_out`)
+├── log.jsonl                   one line per epoch
+├── certified.jsonl             certified curves on held-out images (`held_out.py`)
+├── tensorboard/                the same as TensorBoard's curves (`curves.py`)
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from macer_serve.errors import TrainingError, first_line
 
+log = logging.getLogger(__name__)
+
 
 class RunFolder:
-    """The folder of a run, of whose states the latest `keep` are kept."""
+    """The folder of a run. It keeps the latest `keep` states."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
@@ -28,14 +35,13 @@ class RunFolder:
         self.certified_path = folder / "certified.jsonl"
 
     def states(self) -> list[Path]:
-        """The saved states, the latest last."""
+        """Returns the saved states, the latest last."""
         return sorted(self.folder.glob("state-*.pt"))
 
     def load(self, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """The latest state, None where there is none.
+        """Returns the latest state, or None if there is none.
 
-        Raises `TrainingError` where it belongs to a run with another identity: continuing it would be
-        neither the one run nor the other.
+        Raises `TrainingError` if the state is damaged, or of a run with another identity.
         """
         states = self.states()
         if not states:
@@ -60,57 +66,97 @@ class RunFolder:
         return state
 
     def save(self, state: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Write the state of its `epoch` and `step`, then drop those that are no longer kept.
+        """Writes the state of its `epoch` and `step`, then removes the states that are no longer kept.
 
-        Raises `TrainingError` where there is no room or no right to; what was saved before is still there then.
+        If the disk is full, the oldest states are removed first, except for the latest. Raises `TrainingError` if the
+        state cannot be written; the latest state is still there then.
         """
         path = self.folder / f"state-{state['epoch']:08d}-{state['step']:08d}.pt"
-        staging = path.with_suffix(".tmp")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with staging.open("wb") as handle:
-                torch.save({**state, "identity": json.dumps(identity)}, handle)
-                handle.flush()
-                os.fsync(handle.fileno())
-            staging.replace(path)
-            for old in self.states()[: -self.keep]:
-                old.unlink()
-        except (OSError, RuntimeError) as error:  # torch.save turns an OSError into a RuntimeError
-            raise _unwritten(path, staging, error) from error
+        whole = {**state, "identity": json.dumps(identity)}
+        while True:
+            try:
+                _write(path, lambda handle: torch.save(whole, handle))
+                break
+            except OSError as error:
+                older = self.states()[:-1]
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not older:
+                    raise self._unwritten(path, error) from error
+                log.warning("no space is left on the device of %s: %s is removed", path, older[0].name)
+                older[0].unlink()
+        for old in self.states()[: -self.keep]:
+            old.unlink()
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Add an epoch to the log, in place of what it says of that epoch and later ones."""
+        """Adds an epoch to the log, in place of its entries of this epoch and later ones."""
         self._add(self.log_path, entry)
 
     def log_certified(self, entry: dict[str, Any]) -> None:
-        """Likewise, a certified curve."""
+        """Adds a certified curve, in place of the curves of this epoch and later ones."""
         self._add(self.certified_path, entry)
 
     def entries(self) -> list[dict[str, Any]]:
-        """The epochs logged so far. Raises `TrainingError` where the log is damaged."""
+        """Returns the epochs logged so far. Raises `TrainingError` if the log is damaged."""
         return _lines(self.log_path)
 
     def certified(self) -> list[dict[str, Any]]:
-        """The certified curves so far; likewise."""
+        """Returns the certified curves so far. Raises `TrainingError` if their file is damaged."""
         return _lines(self.certified_path)
 
     def discard(self) -> None:
-        """Forget the run."""
+        """Removes the states and the logs of the run."""
         for path in (*self.states(), self.log_path, self.certified_path):
             path.unlink(missing_ok=True)
 
     def _add(self, path: Path, entry: dict[str, Any]) -> None:
         kept = [line for line in _lines(path) if line["epoch"] < entry["epoch"]]
-        staging = path.with_suffix(".tmp")
+        text = "".join(json.dumps(line) + "\n" for line in [*kept, entry])
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with staging.open("w", encoding="utf-8") as handle:
-                handle.write("".join(json.dumps(line) + "\n" for line in [*kept, entry]))
-                handle.flush()
-                os.fsync(handle.fileno())
-            staging.replace(path)
+            _write(path, lambda handle: handle.write(text.encode()))
         except OSError as error:
-            raise _unwritten(path, staging, error) from error
+            raise self._unwritten(path, error) from error
+
+    def _unwritten(self, path: Path, error: OSError) -> TrainingError:
+        states = self.states()
+        kept = f"the last saved state is kept: {states[-1]}" if states else "no state was saved before"
+        return TrainingError(
+            f"{path} could not be written ({error.strerror or error}); {kept}. "
+            "Make room and run the same command again."
+        )
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file whole or not at all, through `write`. Raises `OSError`."""
+    staging = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _Recorded(staging, "w") as handle:
+            try:
+                write(handle)
+            except RuntimeError as error:  # torch.save hides an OSError of the file
+                raise handle.error or OSError(first_line(error)) from error
+            os.fsync(handle.fileno())
+        staging.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            staging.unlink(missing_ok=True)
+        raise
+
+
+class _Recorded(FileIO):
+    """A file that remembers the error of its last write."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            left = memoryview(data).cast("B")
+            total = len(left)
+            while left:
+                left = left[super().write(left) :]
+            return total
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -125,17 +171,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names, so that a difference is named by the option that makes it."""
+    """Returns nested settings with dotted names, so that a message names the option that differs."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def _unwritten(path: Path, staging: Path, error: Exception) -> TrainingError:
-    with contextlib.suppress(OSError):
-        staging.unlink(missing_ok=True)
-    return TrainingError(
-        f"{path} could not be written ({first_line(error)}); what was saved before is still there. "
-        "Make room and run the same command again."
-    )

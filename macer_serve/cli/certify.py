@@ -32,6 +32,7 @@ def command(
     dataset: str,
     data_dir: Path,
     download: bool,
+    split: float | None,
     out: Path,
     every: int,
     start: int,
@@ -57,7 +58,7 @@ def command(
     from macer_serve.smoothed import SmoothedClassifier
 
     plan = plan_of(options)
-    images = load_dataset(dataset, data_dir, "test", download=download)
+    images = load_dataset(dataset, data_dir, "test", download=download, share=split)
     require_same_classes(load_config(checkpoint), images)
     indices = image_indices(len(images), every=every, start=start, stop=stop)
     classifier = SmoothedClassifier.load(

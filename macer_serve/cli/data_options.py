@@ -12,12 +12,20 @@ from macer_serve.datasets import DATASETS
 
 
 def data_options(*, dataset_required: bool = True) -> Callable[[Command], Command]:
-    """Adds `--dataset`, `--data-dir` and `--download`; an optional data set is the one of the checkpoint's training."""
+    """Adds `--dataset`, `--data-dir`, `--download` and `--split`.
+
+    An optional data set is the one of the checkpoint's training.
+    """
     where = "Where the data set lies.  [default: the environment's MACER_DATA_DIR]"
     which = None if dataset_required else "[default: the set that the checkpoint was trained on]"
     options = (
         click.option("--dataset", type=click.Choice(list(DATASETS)), required=dataset_required, help=which),
         click.option("--data-dir", type=click.Path(path_type=Path), required=True, envvar="MACER_DATA_DIR", help=where),
         click.option("--download", is_flag=True, help="Fetch CIFAR-10, SVHN or MNIST into --data-dir first."),
+        click.option(
+            "--split",
+            type=float,
+            help="Share of each class's images set aside for tests, if a folder has no val/. The same in all commands.",
+        ),
     )
     return with_options(options)

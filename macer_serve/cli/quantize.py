@@ -14,7 +14,9 @@ from macer_serve.cli.data_options import data_options
 @click.argument("checkpoint")
 @data_options(dataset_required=False)
 @click.option("--held-out", type=click.IntRange(1), default=2000, show_default=True, help="Images to compare on.")
-def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool, held_out: int) -> None:
+def command(
+    checkpoint: str, dataset: str | None, data_dir: Path, download: bool, split: float | None, held_out: int
+) -> None:
     """Add an int8 form of its network to CHECKPOINT (a folder, or bundled:NAME).
 
     Scales are calibrated on noisy training images. On CPUs that multiply int8 (AVX-512 VNNI, AVX-VNNI, AMX) the int8
@@ -39,8 +41,8 @@ def command(checkpoint: str, dataset: str | None, data_dir: Path, download: bool
     name = dataset or config.dataset
     if name is None:
         raise ParameterError(f"{checkpoint} does not say what it was trained on; name the set by --dataset")
-    train = load_dataset(name, data_dir, "train", download=download)
-    test = load_dataset(name, data_dir, "test", download=download)
+    train = load_dataset(name, data_dir, "train", download=download, share=split)
+    test = load_dataset(name, data_dir, "test", download=download, share=split)
     require_same_classes(config, train)
     # The seed depends on the files. Without the int8 file, quantising again draws the same noise.
     files = {file: digest for file, digest in config.files.items() if file != INT8}

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macer_serve.cli.data_options import data_options
+from macer_serve.cli.options import Command, with_options
+from macer_serve.datasets import Split, require_present
+from macer_serve.errors import DataError
+from macer_serve.training.methods import METHODS
+from macer_serve.training.options import WITHOUT_HELD_OUT, Callbacks, TrainingOptions
+from macer_serve.training.recipes import NAMES, OPTIONS, recipe, source
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from macer_serve.evaluation.logs import Row
+    from macer_serve.training.recipe import Recipe
 
 
 def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -25,6 +32,25 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
         raise click.BadParameter("expected epochs separated by commas, such as 50,100") from None
 
 
+def method_options(command: Command) -> Command:
+    """Adds an option for each constant that some method has, as the table of methods describes it."""
+    constants: dict[str, list[tuple[str, Any]]] = {}
+    for name, method in METHODS.items():
+        for constant, described in method.constants().items():
+            constants.setdefault(constant, []).append((name, described))
+    options = []
+    for constant, uses in constants.items():
+        _, described = uses[0]
+        choices = described.metadata["choices"]
+        meanings: dict[str, list[str]] = {}
+        for name, use in uses:
+            meanings.setdefault(use.metadata["help"], []).append(name)
+        said = "; ".join(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items())
+        kind = click.Choice(choices) if choices else type(described.default)
+        options.append(click.option(f"--{constant.replace('_', '-')}", type=kind, help=f"{said}."))
+    return with_options(tuple(options))(command)
+
+
 @click.command("train")
 @data_options()
 @click.option(
@@ -32,7 +58,7 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
     type=click.Path(path_type=Path),
     help="The checkpoint folder to write.  [default: runs/DATASET-METHOD-sigmaSIGMA]",
 )
-@click.option("--method", type=click.Choice(["macer", "gaussian", "smoothadv"]), default="macer", show_default=True)
+@click.option("--method", type=click.Choice(list(METHODS)), default="macer", show_default=True)
 @click.option(
     "--arch",
     default=None,
@@ -42,7 +68,7 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option(
     "--recipe",
     "recipe_name",
-    type=click.Choice(["published", "short", "fast"]),
+    type=click.Choice(NAMES),
     default="published",
     show_default=True,
     help="The constants to start from; the options below replace any of them.",
@@ -63,17 +89,8 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option("--milestones", callback=_milestones, help="Epochs of the x0.1 steps, e.g. 200,400.")
 @click.option("--warmup", type=float, help="one-cycle: share of the run in which the rate rises.")
 @click.option("--label-smoothing", type=float, help="Share of a label that is spread over all classes.")
-@click.option("--ema", type=float, help="Decay a step of the average of the weights that is exported; 0 for none.")
-@click.option("--k", type=int, help="MACER, SmoothAdv: noisy copies an image.")
-@click.option("--lam", type=float, help="MACER: weight of the robustness loss.")
-@click.option("--gamma", type=float, help="MACER: hinge.")
-@click.option("--beta", type=float, help="MACER: inverse temperature.")
-@click.option("--defer", type=int, help="MACER: epochs before the robustness loss sets in.")
-@click.option("--k-deferred", type=int, help="MACER: noisy copies in those epochs; 0 for --k.")
-@click.option("--attack", type=click.Choice(["pgd", "ddn"]), help="SmoothAdv: the attack.")
-@click.option("--epsilon", type=float, help="SmoothAdv: its L2 norm at most, pixel values in [0, 1].")
-@click.option("--attack-steps", type=int, help="SmoothAdv: its steps.")
-@click.option("--ramp", type=int, help="SmoothAdv: epochs in which epsilon rises to its value.")
+@click.option("--ema", type=float, help="Decay per step of the average of the weights that is exported; 0 for none.")
+@method_options
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--size", type=int, default=None, help="imagenet, folder: side of the training crops and inputs.  [224]")
 @click.option("--limit", type=int, default=None, help="Train on this many images only.")
@@ -81,7 +98,7 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
     "--workers", type=int, default=1, show_default=True, help="Train on this many GPUs or CPUs, by Ray Train."
 )
 @click.option("--loaders", type=int, default=2, show_default=True, help="imagenet, folder: decoding processes.")
-@click.option("--micro-batch", type=int, help="Images a pass, where a batch with its copies does not fit in memory.")
+@click.option("--micro-batch", type=int, help="Images per pass, if a batch with its copies does not fit in memory.")
 @click.option("--save-every", type=int, help="Save every N steps, too, not only after each epoch.")
 @click.option("--keep", type=int, default=2, show_default=True, help="Saved states to keep.")
 @click.option("--held-out", type=int, default=100, show_default=True, help="Test images certified at the end.")
@@ -95,23 +112,55 @@ def _milestones(ctx: click.Context, param: click.Parameter, value: str | None) -
 def command(**options: Any) -> None:
     """Train a base classifier for smoothing and write it as a checkpoint.
 
-    Without further options this is the published recipe of the method. An interrupted run (Ctrl-C, SIGTERM,
-    power cut) is continued by the same command, bit for bit.
+    Without further options this is the published recipe of the method. The same command continues a run that was
+    interrupted (Ctrl-C, SIGTERM, power cut), bit for bit.
     """
-    from training.recipes import OPTIONS, recipe
-    from training.session import TrainingOptions, run_training
-
     name = options.pop("recipe_name")
-    given = {option: options.pop(option) for option in OPTIONS}
-    chosen = recipe(options["dataset"], options["method"], options["sigma"], name).with_options(**given)
+    given = {option: value for option in OPTIONS if (value := options.pop(option)) is not None}
+    basis = recipe(options["dataset"], options["method"], options["sigma"], name)
+    chosen = basis.with_options(**given)
+    whose = source(options["dataset"], options["method"], options["sigma"], name)
+    _require_data(options)
+
+    from macer_serve.training.run import run_training
+
     out = options.pop("out") or Path("runs") / f"{options['dataset']}-{options['method']}-sigma{options['sigma']:g}"
     settings = TrainingOptions(out=out, **options)
-    click.echo(f"{settings.dataset}, {chosen.to_json()}", err=True)
+    click.echo(_table(settings.dataset, f"{name} ({whose})", chosen, given), err=True)
     with _Bars(chosen.epochs, settings.held_out) as bars:
-        config = run_training(settings, chosen, progress=bars.step, certified=bars.certified, note=_note)
+        callbacks = Callbacks(progress=bars.step, certified=bars.certified, checked=bars.checked, note=_note)
+        config = run_training(settings, chosen, callbacks)
     if held_out := config.metrics.get("held_out"):
         click.echo(_curve(held_out), err=True)
     click.echo(f"wrote {settings.out}  {config.digest}")
+
+
+def _require_data(options: dict[str, Any]) -> None:
+    """Looks for the data before torch is loaded, which takes seconds."""
+    splits: tuple[Split, ...] = ("train", "test") if options["held_out"] else ("train",)
+    for split in splits:
+        where = (options["dataset"], options["data_dir"], split)
+        try:
+            require_present(*where, download=options["download"], share=options["split"])
+        except DataError as error:
+            raise DataError(f"{error} {WITHOUT_HELD_OUT}" if split == "test" else str(error)) from error
+
+
+def _table(dataset: str, name: str, chosen: Recipe, given: dict[str, Any]) -> str:
+    """Returns the recipe as a table, one constant per line; those that the user gave are marked."""
+    rows = {"data set": dataset, "recipe": name, **chosen.to_json()}
+    width = max(map(len, rows))
+    return "\n".join(
+        f"{row:{width}}  {_shown(value)}{'  (given)' if row in given else ''}" for row, value in rows.items()
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _note(text: str) -> None:
@@ -119,20 +168,30 @@ def _note(text: str) -> None:
 
 
 class _Bars:
-    """Progress on stderr: steps, with what the last epoch gave; then the held-out images."""
+    """Progress bars on stderr: files checked, then steps with the metrics of the last epoch, then held-out images."""
 
     def __init__(self, epochs: int, held_out: int) -> None:
         self.epochs, self.held_out = epochs, held_out
         self.steps: tqdm[Any] | None = None
         self.images: tqdm[Any] | None = None
+        self.files: tqdm[Any] | None = None
 
     def __enter__(self) -> _Bars:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for bar in (self.images, self.steps):
+        for bar in (self.files, self.images, self.steps):
             if bar is not None:
                 bar.close()
+
+    def checked(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self.files is None:
+            self.files = tqdm(total=total, unit="file", desc="checking images", file=sys.stderr, leave=False, delay=1)
+        self.files.update(done - self.files.n)
+        if done == total:
+            self.files.close()
 
     def step(self, epoch: int, step: int, steps: int, metrics: dict[str, float]) -> None:
         from tqdm import tqdm
@@ -144,7 +203,7 @@ class _Bars:
         shown = {label: f"{metrics[name]:.3f}" for name, label in names.items() if name in metrics}
         self.steps.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
         self.steps.set_postfix(shown, refresh=False)
-        self.steps.update(epoch * steps + step - self.steps.n)  # of many workers not every step is heard of
+        self.steps.update(epoch * steps + step - self.steps.n)  # many workers do not report every step
 
     def certified(self, row: Row) -> None:
         from tqdm import tqdm

@@ -159,7 +159,7 @@ def test_the_input_is_that_of_a_data_set(client: httpx.Client, tmp_path: Path) -
     )
     for name, (pixels, _) in zip(sorted(files), load_dataset("folder", tmp_path, "test"), strict=True):
         served = post(client, files[name], n=1).json()["certificate"]["input"]["digest"]
-        assert served == measured.question(pixels).digest, name
+        assert served == measured.model_input(pixels).digest, name
 
 
 def test_a_larger_photograph_has_a_radius_of_its_own(client: httpx.Client, images: list[bytes]) -> None:

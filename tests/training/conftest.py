@@ -35,6 +35,14 @@ def _write_mnist(root: Path, images: int) -> Path:
     return root
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Which image files could be read is remembered for these tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
     """Random digits: 40 to train on."""

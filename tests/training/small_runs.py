@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from macer_serve.architectures import base_classifier
 from macer_serve.datasets import DATASETS, ImageSet
-from training.precision import Precision
-from training.recipes import recipe
-from training.run_state import RunFolder
+from macer_serve.training.precision import Precision
+from macer_serve.training.recipes import recipe
+from macer_serve.training.run_state import RunFolder
 
 CPU = torch.device("cpu")
 EXACT = Precision(CPU, "fp32", False, 1)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from small_runs import CPU, EXACT, QUICK, RECIPES, digits, lenet, residual, small_images
 from torch import nn
 
-from training.data import DeviceBatches
-from training.loop import Conduct, InterruptedRunError, _Run, train
-from training.recipes import recipe
-from training.run_state import RunFolder
+from macer_serve.training.data import DeviceBatches
+from macer_serve.training.loop import InterruptedRunError, LoopOptions, _Run, train
+from macer_serve.training.recipes import recipe
+from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]
@@ -34,9 +34,9 @@ def averaged_run(
     model = residual()
     options = {"epochs": 2, "batch": 16, "lr": 0.05, "milestones": (), "ema": ema}
     chosen = recipe("cifar10", "gaussian", 0.25).with_options(**options)
-    conduct = Conduct(EXACT, save_every=2, progress=lambda epoch, step, steps, metrics: progress(model, epoch, step))
+    loop = LoopOptions(EXACT, save_every=2, progress=lambda epoch, step, steps, metrics: progress(model, epoch, step))
     batches = DeviceBatches(small_images(60), batch=16, seed=0, device=CPU, limit=None)
-    return train(model, batches, chosen, seed=0, conduct=conduct, folder=RunFolder(folder), identity={})
+    return train(model, batches, chosen, seed=0, options=loop, folder=RunFolder(folder), identity={})
 
 
 def test_the_average_is_the_exponential_moving_one_of_every_steps_weights(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_the_average_of_one_step_is_its_weights(tmp_path: Path) -> None:
     """Nothing of the initial weights is left in it."""
     model = lenet()
     images, labels = digits(model)
-    run = _Run(model, RECIPES["gaussian"].with_options(ema=0.99), Conduct(EXACT), RunFolder(tmp_path), seed=0)
+    run = _Run(model, RECIPES["gaussian"].with_options(ema=0.99), LoopOptions(EXACT), RunFolder(tmp_path), seed=0)
     run.update(images, labels, 1.0, 0.1)
     assert run.exported is not run.model
     for name, value in run.exported.state_dict().items():

@@ -18,9 +18,10 @@ from click.testing import Result
 from small_runs import QUICK, states_of
 from tensorboardX.proto.event_pb2 import Event
 
-from training.loop import InterruptedRunError
-from training.recipes import recipe
-from training.session import TrainingOptions, run_training
+from macer_serve.training.loop import InterruptedRunError
+from macer_serve.training.options import Callbacks, TrainingOptions
+from macer_serve.training.recipes import recipe
+from macer_serve.training.run import run_training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]
@@ -80,7 +81,7 @@ def test_an_interrupted_run_shows_every_number_once(mnist: Path, tmp_path: Path,
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(InterruptedRunError):
-        run_training(options, chosen, progress=stop)
+        run_training(options, chosen, Callbacks(progress=stop))
     run = tmp_path / "out.run"
     assert len((run / "log.jsonl").read_text().splitlines()) == 2
     assert scalars_of(run) == logged(run), "what there is can be seen already"

@@ -18,7 +18,7 @@ from torch import Tensor
 from macer_serve.datasets import DATASETS, ImageSet, load_dataset
 from macer_serve.errors import DataError
 from macer_serve.images import decode
-from training.data import Batches, DeviceBatches, TreeBatches, generator_for
+from macer_serve.training.data import Batches, DeviceBatches, TreeBatches, generator_for
 
 CPU = torch.device("cpu")
 
@@ -225,7 +225,7 @@ def test_the_command_reports_an_unreadable_image_without_a_traceback(tree: Path,
     options = ("--dataset", "imagenet", "--data-dir", tree, "--size", 32, "--arch", "lenet", "--batch", 4)
     result = train(*options, "--out", tree / "out", "--epochs", 1, "--k", 1, "--loaders", loaders)
     assert result.exit_code == 4
-    assert f"macer: {broken}: unreadable image" in result.output
+    assert f"  {broken}: unreadable image" in result.output
     assert "Traceback" not in result.output
     assert not (tree / "out").exists()
 

@@ -24,7 +24,7 @@ from macer_serve.checkpoint.fitting import head_tensors
 from macer_serve.cli import main
 from macer_serve.datasets import dataset_info
 from macer_serve.errors import CheckpointError, ParameterError
-from training.initial import Initial, initial_model
+from macer_serve.training.initial import Initial, initial_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]

@@ -22,10 +22,10 @@ from macer_serve.datasets import load_dataset
 from macer_serve.evaluation.certify import certified_row
 from macer_serve.evaluation.logs import Row
 from macer_serve.smoothed import SmoothedClassifier
-from training import held_out
-from training.held_out import certified_curve
-from training.precision import Precision
-from training.run_state import RunFolder
+from macer_serve.training import held_out
+from macer_serve.training.held_out import certified_curve
+from macer_serve.training.precision import Precision
+from macer_serve.training.run_state import RunFolder
 
 Train = Callable[..., Result]
 EXACT = Precision(torch.device("cpu"), "fp32", False, 1)
@@ -189,7 +189,7 @@ def test_a_run_killed_between_state_and_curve_makes_it_up(
 def test_a_curve_that_is_there_is_not_made_again(finished: Any, train: Train, monkeypatch: Any) -> None:
     command, out = finished(train)
     before = (out.with_name("out.run") / "certified.jsonl").read_bytes()
-    monkeypatch.setattr("training.session.certified_curve", lambda *a, **k: pytest.fail("made again"))
+    monkeypatch.setattr("macer_serve.training.worker.certified_curve", lambda *a, **k: pytest.fail("made again"))
     assert train(*command).exit_code == 0
     assert (out.with_name("out.run") / "certified.jsonl").read_bytes() == before
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from training.data import DeviceBatches, TreeBatches
-from training.network import Group
+from macer_serve.training.data import DeviceBatches, TreeBatches
+from macer_serve.training.network import Group
 
 Start = Callable[..., "subprocess.Popen[str]"]
 QUICK = ("--dataset", "mnist", "--method", "gaussian", "--batch", 64, "--compile", "off", "--precision", "fp32")

@@ -12,11 +12,11 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from training.methods import Step
-from training.methods.gaussian import gaussian
-from training.methods.macer import macer, macer_loss
-from training.methods.smoothadv import smoothadv
-from training.recipes import recipe
+from macer_serve.training.method import Step
+from macer_serve.training.methods.gaussian import gaussian
+from macer_serve.training.methods.macer import macer, macer_loss
+from macer_serve.training.methods.smoothadv import smoothadv
+from macer_serve.training.recipes import recipe
 
 CONSTANTS = {"sigma": 0.5, "lam": 4.0, "gamma": 8.0, "beta": 16.0}
 Array = npt.NDArray[np.float64]

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from small_runs import EXACT, RECIPES, digits, lenet, log_of
 from torch import Tensor
 
-from training.loop import Conduct, _Run
-from training.recipes import Recipe
-from training.run_state import RunFolder
+from macer_serve.training.loop import LoopOptions, _Run
+from macer_serve.training.recipe import Recipe
+from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Train = Callable[..., Result]
@@ -26,7 +26,7 @@ def one_update(chosen: Recipe, tmp_path: Path, micro_batch: int | None) -> tuple
     model, passed = lenet(), []
     images, labels = digits(model)
     model.register_forward_pre_hook(lambda model, x: passed.append(x[0].clone()) if model.training else None)
-    run = _Run(model, chosen, Conduct(EXACT, micro_batch=micro_batch), RunFolder(tmp_path), seed=3)
+    run = _Run(model, chosen, LoopOptions(EXACT, micro_batch=micro_batch), RunFolder(tmp_path), seed=3)
     run.update(images, labels, 1.0, 0.1)
     return run, passed
 
@@ -37,10 +37,11 @@ def test_gradients_of_parts_add_up_to_those_of_the_whole_batch(
     tmp_path: Path, method: str, micro_batch: int, parts: list[int]
 ) -> None:
     chosen = RECIPES[method]
+    copies = chosen.to_json().get("k", 1)
     whole, passed_whole = one_update(chosen, tmp_path, None)
     divided, passed = one_update(chosen, tmp_path, micro_batch)
-    assert [len(x) for x in passed] == [chosen.k * part for part in parts], "with their copies, so many a pass"
-    assert [len(x) for x in passed_whole] == [chosen.k * 40]
+    assert [len(x) for x in passed] == [copies * part for part in parts], "with their copies, so many per pass"
+    assert [len(x) for x in passed_whole] == [copies * 40]
     for one, other in zip(whole.model.parameters(), divided.model.parameters(), strict=True):
         assert one.grad is not None
         assert other.grad is not None

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from macer_serve.architectures import base_classifier
-from training.loop import Conduct, _Run
-from training.network import Group, Network
-from training.precision import Precision
-from training.recipes import recipe
-from training.run_state import RunFolder
+from macer_serve.training.loop import LoopOptions, _Run
+from macer_serve.training.network import Group, Network
+from macer_serve.training.precision import Precision
+from macer_serve.training.recipes import recipe
+from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = Precision(torch.device("cpu"), "fp32", False, 1)
@@ -60,7 +60,7 @@ def test_dropout_follows_from_the_seed_and_the_step(tmp_path: Path) -> None:
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
 
     def weights_after_a_step(seed: int, drawn_before: int) -> dict[str, Tensor]:
-        run = _Run(build("torchvision:squeezenet1_1"), chosen, Conduct(EXACT), RunFolder(tmp_path), seed)
+        run = _Run(build("torchvision:squeezenet1_1"), chosen, LoopOptions(EXACT), RunFolder(tmp_path), seed)
         run.model.train()
         torch.manual_seed(drawn_before)
         run.update(images, labels, 1.0, 0.1)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.data import DeviceBatches
-from training.loop import Conduct, _Run
-from training.methods import METHOD_FUNCTIONS, Step
-from training.run_state import RunFolder
+from macer_serve.training.data import DeviceBatches
+from macer_serve.training.loop import LoopOptions, _Run
+from macer_serve.training.method import Step
+from macer_serve.training.methods import METHODS
+from macer_serve.training.run_state import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,7 +100,7 @@ def test_no_method_waits_for_the_device(method: str, options: dict[str, Any]) ->
     images, labels = digits(model)
     step = Step(0, torch.Generator().manual_seed(1), model)
     with _NoReading(), _NoSynchronising():
-        loss, sums = METHOD_FUNCTIONS[method](model, images, labels, chosen, step)
+        loss, sums = METHODS[method].loss(model, images, labels, chosen, step)
         loss.backward()  # type: ignore[no-untyped-call]
     assert all(isinstance(value, Tensor) for value in sums.values())
 
@@ -110,8 +111,8 @@ def test_no_method_waits_for_the_device(method: str, options: dict[str, Any]) ->
 def test_no_step_waits_for_the_device(tmp_path: Path, method: str, micro_batch: int | None, ema: float) -> None:
     """Batches, update and average, from the second batch of an epoch on (the first sends its order)."""
     chosen = RECIPES[method].with_options(k=1 if method != "gaussian" else None, ema=ema)
-    conduct = Conduct(EXACT, micro_batch=micro_batch)
-    run = _Run(residual(), chosen, conduct, RunFolder(tmp_path), seed=0)
+    options = LoopOptions(EXACT, micro_batch=micro_batch)
+    run = _Run(residual(), chosen, options, RunFolder(tmp_path), seed=0)
     batches = iter(DeviceBatches(small_images(21), batch=7, seed=0, device=CPU, limit=None).epoch(0, 0))
     first = next(batches)
     with _NoReading(), _NoSynchronising():

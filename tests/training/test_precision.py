@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from macer_serve.errors import ParameterError, TrainingError
-from training import precision
-from training.network import Group, Network
-from training.precision import Precision
+from macer_serve.training import precision
+from macer_serve.training.network import Group, Network
+from macer_serve.training.precision import Precision
 
 Train = Callable[..., Result]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

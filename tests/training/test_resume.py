@@ -15,6 +15,9 @@ import pytest
 import torch
 from click.testing import Result
 
+from macer_serve.errors import TrainingError
+from macer_serve.training.run_state import RunFolder
+
 Train = Callable[..., Result]
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -142,13 +145,33 @@ def test_a_damaged_state_is_refused_and_discarded_only_when_told_to(
     assert weights_of(tmp_path / "out") == weights
 
 
-def test_a_diverging_run_stops_and_keeps_its_last_finite_state(mnist: Path, train: Train, tmp_path: Path) -> None:
-    stopped = train(*QUICK, "--data-dir", mnist, "--lr", 1e30, "--out", tmp_path / "out")
-    assert stopped.exit_code == 6
+@pytest.mark.parametrize("rate", [1e30, 1e12])
+@pytest.mark.parametrize("method", ["gaussian", "macer", "smoothadv"])
+@pytest.mark.parametrize("save_every", [(), ("--save-every", 1)])
+def test_a_diverging_run_names_its_last_finite_state_only_if_there_is_one(
+    mnist: Path, train: Train, tmp_path: Path, rate: float, method: str, save_every: tuple[Any, ...]
+) -> None:
+    few = () if method == "gaussian" else ("--k", 2)
+    how = (*QUICK, "--method", method, *few, *save_every, "--data-dir", mnist, "--lr", rate)
+    stopped = train(*how, "--out", tmp_path / "out")
+    assert stopped.exit_code == 6, stopped.output
     assert "lower --lr" in stopped.output
     assert not (tmp_path / "out").exists(), "no checkpoint is made of it"
-    if states_of(tmp_path / "out"):
+    states = states_of(tmp_path / "out")
+    assert (f"the last finite state is kept: {states[-1] if states else None}" in stopped.output) == bool(states)
+    assert ("no state was saved before" in stopped.output) == (not states)
+    if states:
         assert all(value.isfinite().all() for value in state_of(tmp_path / "out")["model"].values())
+
+
+def test_a_run_that_diverges_later_names_the_state_before(mnist: Path, train: Train, tmp_path: Path) -> None:
+    """The rate rises within the second epoch only: the state of the first is finite."""
+    how = (*QUICK, "--data-dir", mnist, "--schedule", "one-cycle", "--warmup", 0.99, "--epochs", 2, "--save-every", 1)
+    stopped = train(*how, "--lr", 1e25, "--momentum", 0, "--out", tmp_path / "out")
+    assert stopped.exit_code == 6, stopped.output
+    for state in states_of(tmp_path / "out"):
+        assert all(value.isfinite().all() for value in torch.load(state, weights_only=True)["model"].values())
+    assert ("no state was saved" in stopped.output) == (not states_of(tmp_path / "out"))
 
 
 def test_a_disk_without_room_loses_nothing(mnist: Path, train: Train, tmp_path: Path) -> None:
@@ -163,12 +186,67 @@ def test_a_disk_without_room_loses_nothing(mnist: Path, train: Train, tmp_path: 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     assert refused.exit_code == 6
+    assert "state-00000001-00000000.pt could not be written (File too large); no state was saved" in refused.output
     assert "Make room and run the same command again" in refused.output
     assert not list((tmp_path / "out.run").glob("*.tmp"))
     again = train(*command)
     assert again.exit_code == 0, again.output
     train(*QUICK, "--data-dir", mnist, "--out", tmp_path / "elsewhere")
     assert weights_of(tmp_path / "out") == weights_of(tmp_path / "elsewhere")
+
+
+def full_at(folder: Path, name: str) -> None:
+    """Makes the next write of a file meet a full disk: it goes to the device that has no room."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).with_suffix(".tmp").symlink_to("/dev/full")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("name", ["state-00000001-00000000.pt", "state-00000002-00000000.pt", "log.jsonl"])
+def test_a_full_disk_is_named_with_the_path(mnist: Path, train: Train, tmp_path: Path, name: str) -> None:
+    command = (*QUICK, "--data-dir", mnist, "--out", tmp_path / "out")
+    full_at(tmp_path / "out.run", name)
+    refused = train(*command)
+    assert refused.exit_code == 6
+    assert f"{tmp_path / 'out.run' / name} could not be written (No space left on device)" in refused.output
+    states = states_of(tmp_path / "out")
+    assert [path.name for path in states] == (
+        ["state-00000001-00000000.pt"] if name.startswith("state-00000002") else []
+    )
+    assert ("the last saved state is kept" in refused.output) == bool(states)
+    assert not list((tmp_path / "out.run").glob("*.tmp"))
+    again = train(*command)
+    assert again.exit_code == 0, again.output
+    train(*QUICK, "--data-dir", mnist, "--out", tmp_path / "elsewhere")
+    assert weights_of(tmp_path / "out") == weights_of(tmp_path / "elsewhere")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("keep", [2, 3])
+def test_the_oldest_state_makes_room_and_the_latest_never_does(
+    mnist: Path, train: Train, tmp_path: Path, keep: int
+) -> None:
+    command = (*QUICK, "--data-dir", mnist, "--save-every", 1, "--keep", keep, "--out", tmp_path / "out")
+    full_at(tmp_path / "out.run", "state-00000001-00000000.pt")  # two states are there then, of steps 1 and 2
+    result = train(*command)
+    assert result.exit_code == 0, result.output
+    train(*command[:-1], tmp_path / "elsewhere")
+    assert weights_of(tmp_path / "out") == weights_of(tmp_path / "elsewhere")
+    assert len(states_of(tmp_path / "out")) == keep
+    folder = RunFolder(tmp_path / "other.run", keep)
+    state = {"epoch": 0, "model": {"w": torch.ones(2)}}
+    for step in (1, 2, 3):
+        if step > 1:
+            full_at(folder.folder, f"state-00000000-{step:08d}.pt")
+        if step == 2:
+            with pytest.raises(
+                TrainingError, match=r"No space left on device\); the last saved state is kept: .*001.pt"
+            ):
+                folder.save({**state, "step": step}, {})
+            folder.save({**state, "step": step}, {})
+        else:
+            folder.save({**state, "step": step}, {})
+    assert [path.name for path in folder.states()] == [f"state-00000000-{step:08d}.pt" for step in (2, 3)]
 
 
 def test_an_output_folder_that_holds_something_else_is_refused_before_training(

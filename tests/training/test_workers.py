@@ -27,13 +27,16 @@ from torch.overrides import TorchFunctionMode
 from macer_serve.architectures import base_classifier
 from macer_serve.datasets import load_dataset
 from macer_serve.errors import DataError
-from training.data import TreeBatches, _share, generator_for
-from training.loop import Conduct, _Run
-from training.methods import METHOD_FUNCTIONS, Step
-from training.network import Group
-from training.recipes import Recipe, recipe
-from training.run_state import RunFolder
-from training.session import TrainingOptions, train_here
+from macer_serve.training.data import TreeBatches, _share, generator_for
+from macer_serve.training.loop import LoopOptions, _Run
+from macer_serve.training.method import Step
+from macer_serve.training.methods import METHODS
+from macer_serve.training.network import Group
+from macer_serve.training.options import Callbacks, TrainingOptions
+from macer_serve.training.recipe import Recipe
+from macer_serve.training.recipes import recipe
+from macer_serve.training.run_state import RunFolder
+from macer_serve.training.worker import train_worker
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Train = Callable[..., Result]
@@ -74,8 +77,8 @@ def work(rank: int, folder: Path, data: Path) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=PATIENCE))
     group = Group(rank, 2)
     for case, (arch, chosen) in CASES.items():
-        conduct = Conduct(EXACT, group=group)
-        run = _Run(network(arch, seed=rank), chosen, conduct, RunFolder(folder), SEED)
+        options = LoopOptions(EXACT, group=group)
+        run = _Run(network(arch, seed=rank), chosen, options, RunFolder(folder), SEED)
         after = []
         for size in SIZES:
             images, labels = batch(arch, size)
@@ -86,7 +89,7 @@ def work(rank: int, folder: Path, data: Path) -> None:
     how: dict[str, Any] = {"device": "cpu", "precision": "fp32", "compile_": "off", "threads": 1, "held_out": 0}
     options = TrainingOptions("mnist", data, folder / "undisturbed", "macer", 0.25, workers=2, **how)
     chosen = recipe("mnist", "macer", 0.25).with_options(k=16, lam=1.0, epochs=2, batch=8)
-    train_here(options, chosen, group, stop_requested=lambda: False)
+    train_worker(options, chosen, group, stop_requested=lambda: False, callbacks=Callbacks())
     dist.destroy_process_group()
 
 
@@ -147,7 +150,7 @@ def loss_of(
 
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     step = Step(0, noise, lambda x: logits(frozen, x))
-    return METHOD_FUNCTIONS[chosen.method](lambda x: logits(model, x), images, labels, chosen, step)
+    return METHODS[chosen.method].loss(lambda x: logits(model, x), images, labels, chosen, step)
 
 
 def optimizer_of(model: nn.Module, chosen: Recipe) -> torch.optim.SGD:

@@ -9,10 +9,11 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
-from macer_serve.errors import LogError
+from macer_serve.errors import LogError, OutputError
 from macer_serve.evaluation.logs.reading import GZIP_MAGIC, parse
 from macer_serve.evaluation.logs.rows import OUR_COLUMNS, Row, line_of
 from macer_serve.evaluation.logs.settings import Settings, check_settings, read_settings, settings_path, write_settings
+from macer_serve.locks import locked
 
 _HEAD = ("\t".join(OUR_COLUMNS) + "\n").encode()
 _ELSE = "choose another file for this log"
@@ -21,11 +22,11 @@ _ELSE = "choose another file for this log"
 class LogWriter:
     """A log open for appending. `rows` are the rows that it held when it was opened, `done` their images."""
 
-    def __init__(self, path: Path, file: FileIO, rows: tuple[Row, ...]) -> None:
+    def __init__(self, path: Path, file: FileIO, rows: tuple[Row, ...], opened: ExitStack) -> None:
         self.path = path
         self.rows = rows
         self.done = frozenset(row.idx for row in rows)
-        self._file = file
+        self._file, self._opened = file, opened
         self._written = set(self.done)
 
     @classmethod
@@ -40,9 +41,9 @@ class LogWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as opened:
+                opened.enter_context(locked(path))  # two runs would write images twice
                 # Unbuffered: a write is done or raises at once, never later in close().
                 file = opened.enter_context(path.open("a+b", buffering=0))
-                _lock(file, path)
                 file.seek(0)
                 data = file.read()
                 rows: tuple[Row, ...] = ()
@@ -54,10 +55,11 @@ class LogWriter:
                 else:
                     rows = _rows_to_continue(data, path, settings)
                     file.truncate(data.rfind(b"\n") + 1)
-                opened.pop_all()
+                return cls(path, file, rows, opened.pop_all())
+        except OutputError as error:
+            raise LogError(str(error)) from error
         except OSError as error:
             raise LogError(f"{path}: {error.strerror or error}") from error
-        return cls(path, file, rows)
 
     def write(self, row: Row) -> None:
         """Append the row, and return when it is on the disk. Raises `LogError` for an image that is in the log."""
@@ -71,7 +73,7 @@ class LogWriter:
         self._written.add(row.idx)
 
     def close(self) -> None:
-        self._file.close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -84,18 +86,6 @@ def _append(file: FileIO, data: bytes) -> None:
     while data:
         data = data[file.write(data) :]
     os.fsync(file.fileno())
-
-
-def _lock(file: FileIO, path: Path) -> None:
-    """Raise `LogError` if another run holds the log: two runs would write images twice."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise LogError(f"{path} is being written by another run; wait for that run, or {_ELSE}") from None
-    except (ImportError, OSError):
-        pass  # Windows and some network file systems have no such lock; the log works without
 
 
 def _rows_to_continue(data: bytes, path: Path, settings: Settings) -> tuple[Row, ...]:

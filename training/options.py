@@ -1,0 +1,109 @@
+"""What a training run is told besides its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from macer_serve.datasets import dataset_info
+from macer_serve.errors import ParameterError
+from macer_serve.evaluation.logs import Row
+
+_DEFAULT_ARCHITECTURE = {
+    "cifar10": "resnet110",
+    "svhn": "resnet110",
+    "mnist": "lenet",
+    "imagenet": "resnet50",
+    "folder": "resnet50",
+}
+
+WITHOUT_HELD_OUT = "(Held-out images are certified at the end; --held-out 0 goes without.)"
+
+Progress = Callable[[int, int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What is called while a run goes on.
+
+    `progress` is called at every step with the epoch, the step, the steps per epoch and the metrics of the epoch
+    before. `certified` is called with the row of each held-out image, `note` with what the user should know before
+    training, and `checked` with the number of image files checked so far and their total.
+    """
+
+    progress: Progress = lambda epoch, step, steps, metrics: None
+    certified: Callable[[Row], None] = lambda row: None
+    note: Callable[[str], None] = lambda text: None
+    checked: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """The options of a run. `threads` None means all cores, shared among the workers.
+
+    `held_out` test images are certified at the end, and every `certify_every` epochs if that is given; 0 for none.
+    `split` is the share of the images of a tree that is set aside for tests, if the tree has no test split.
+    """
+
+    dataset: str
+    data_dir: Path
+    out: Path
+    method: str
+    sigma: float
+    arch: str | None = None
+    init: str | None = None
+    download: bool = False
+    split: float | None = None
+    seed: int = 0
+    size: int | None = None
+    limit: int | None = None
+    loaders: int = 2
+    device: str | None = None
+    precision: str = "auto"
+    compile_: str = "auto"
+    threads: int | None = None
+    restart: bool = False
+    workers: int = 1
+    micro_batch: int | None = None
+    save_every: int | None = None
+    keep: int = 2
+    held_out: int = 100
+    certify_every: int | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("size", "limit", "threads", "workers", "micro_batch", "save_every", "keep", "certify_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ParameterError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.out.name in ("", ".."):
+            raise ParameterError(f"--out {self.out} has no name of its own; name the checkpoint folder to write")
+        if not 0 <= self.seed < 2**63:
+            raise ParameterError("--seed must lie in [0, 2^63)")
+        if min(self.loaders, self.held_out) < 0:
+            raise ParameterError("--loaders and --held-out must not be negative")
+        if self.certify_every is not None and not self.held_out:
+            raise ParameterError("--certify-every needs --held-out images to certify")
+        if self.size is not None and not dataset_info(self.dataset).is_tree:
+            raise ParameterError("--size applies to --dataset imagenet and folder only")
+
+    @property
+    def architecture(self) -> str:
+        return self.arch or _DEFAULT_ARCHITECTURE[self.dataset]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run, beside the checkpoint."""
+        return self.out.with_name(self.out.name + ".run")
+
+    @property
+    def input_shape(self) -> tuple[tuple[int, int, int], int]:
+        """The input shape, and the short side to which uploads are brought before the centre crop."""
+        info = dataset_info(self.dataset)
+        assert info.resize is not None
+        channels, side, _ = info.input_shape
+        if self.size is None or self.size == side:
+            return info.input_shape, info.resize
+        # The same proportion of crop to resized image as at the data set's own size.
+        return (channels, self.size, self.size), max(self.size, round(info.resize * self.size / side))
