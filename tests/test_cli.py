@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brightness import issuer
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -23,18 +24,18 @@ def macer(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-def test_predict_prints_class_and_radius_and_repeats_itself_under_a_secret(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"0123456789abcdef0123456789abcdef\n")
-    first = macer("predict", SHIP, "--n", 1000, "--secret-file", secret, "--json")
+def test_predict_prints_class_and_radius_and_repeats_itself_under_a_key(tmp_path: Path) -> None:
+    key = tmp_path / "issuer.key"
+    issuer().save(key)
+    first = macer("predict", SHIP, "--n", 1000, "--key", key, "--json")
     assert first.exit_code == 0, first.output
-    certificate = json.loads(first.stdout)
+    certificate = json.loads(first.stdout)["certificate"]
     assert certificate["label"] == "ship"
     assert certificate["radius"] > 0.2
     assert sum(certificate["votes"]) == certificate["n"] == 1000
-    again = macer("predict", SHIP, "--n", 1000, "--secret-file", secret, "--json")
-    assert json.loads(again.stdout) == certificate
-    words = macer("predict", SHIP, "--n", 1000, "--secret-file", secret)
+    again = macer("predict", SHIP, "--n", 1000, "--key", key, "--json")
+    assert again.stdout == first.stdout
+    words = macer("predict", SHIP, "--n", 1000, "--key", key)
     assert words.stdout.startswith(f"ship  radius {certificate['radius']:.6f}")
 
 
@@ -51,7 +52,7 @@ def test_predict_prints_class_and_radius_and_repeats_itself_under_a_secret(tmp_p
 def test_every_plan_is_reached_from_the_command_line(options: list[object], kind: str, stopped: str) -> None:
     result = macer("predict", SHIP, "--n", 1500, "--json", *options)
     assert result.exit_code == 0, result.output
-    certificate = json.loads(result.stdout)
+    certificate = json.loads(result.stdout)["certificate"]
     assert (certificate["label"], certificate["stopped"]) == ("ship", stopped)
     assert certificate["plan"]["kind"] == kind
     assert certificate["n"] < 1500 or stopped == "n"

@@ -17,9 +17,10 @@ from pages import PAGES, ROOT, anchors, blocks, commands, files, inline, links, 
 from macer_serve import errors
 from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
+from macer_serve.issuing import KeySet
 from macer_serve.serving.schemas import Answer, Problem
 from macer_serve.smoothing.certificate import Certificate
-from macer_serve.verification import verify
+from macer_serve.verification import Verdict, read_document, verify
 
 README, HTTP, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "http.md", ROOT / "docs" / "architecture.md"
 each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -69,7 +70,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_no_page_but_results_lies_beside_logs() -> None:
-    assert {Path(name).suffix for name in files() if name.startswith("docs/")} == {".md", ".png"}
+    assert {Path(name).suffix for name in files() if name.startswith("docs/")} == {".md", ".png", ".jwks"}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -198,9 +199,12 @@ def test_the_documented_answer_is_one_that_the_server_gives() -> None:
     Answer.model_validate(answer)
     certificate = Certificate.from_json(answer["certificate"])
     image = ROOT / "tests" / "images" / "0001-ship.png"
-    report = verify(certificate, image, load_config("bundled:cifar10"), answer=answer)
-    assert report.error is None, report.failed
-    assert len([finding for finding in report.findings if finding.outcome == "holds"]) > 20
+    keys = KeySet.read((ROOT / "docs" / "example.jwks").read_bytes())
+    document = read_document(json.dumps(answer).encode())
+    assert document.certificate == certificate
+    report = verify(document, image, load_config("bundled:cifar10"), keys=keys)
+    assert report.verdict is Verdict.CONSISTENT, report.reasons
+    assert [finding.check for finding in report.not_checked] == ["votes counted again"]
 
 
 def test_the_readmes_session_is_that_answer() -> None:

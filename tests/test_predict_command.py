@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from brightness import issuer
 from click.testing import CliRunner, Result
 
 from macer_serve import SmoothedClassifier
@@ -28,10 +29,10 @@ def predict(*arguments: object, stdin: bytes | None = None) -> Result:
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     """Options of short runs that repeat themselves."""
-    secret = tmp_path_factory.mktemp("secret") / "secret"
-    secret.write_text("0123456789abcdef0123456789abcdef\n")
+    key = tmp_path_factory.mktemp("key") / "issuer.key"
+    issuer().save(key)
     engine = ["--engine", "torch", "--device", "cpu", "--no-compile", "--workers", 1]
-    return [*engine, "--n", 200, "--secret-file", secret]
+    return [*engine, "--n", 200, "--key", key]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_several_files_give_one_json_line_each_in_their_order(options: list[obje
     assert result.exit_code == 0, result.output
     first, second, third = result.stdout.splitlines(keepends=True)
     assert first == third == of_ship
-    inputs = [json.loads(line)["input"]["digest"] for line in (first, second)]
+    inputs = [json.loads(line)["certificate"]["input"]["digest"] for line in (first, second)]
     assert inputs[0] != inputs[1]
 
 
@@ -165,7 +166,7 @@ def test_a_file_named_like_an_option(options: list[object], of_ship: str, tmp_pa
 
 
 def test_the_library_names_the_file_too(tmp_path: Path) -> None:
-    g = SmoothedClassifier.without_voter("bundled:cifar10", noise="exact", secret=bytes(16), limits=None)  # type: ignore[arg-type]
+    g = SmoothedClassifier.without_voter("bundled:cifar10", noise="exact", issuer=issuer(), limits=None)  # type: ignore[arg-type]
     (tmp_path / "x.heic").write_bytes(HEIC)
     with pytest.raises(UnsupportedTypeError, match=r"x\.heic: HEIF"):
         g.model_input(tmp_path / "x.heic")

@@ -122,7 +122,7 @@ def test_predict_warns_at_once_and_says_why(options: list[object], fewest: int) 
     assert result.exit_code == 0, result.output
     assert f"WARNING: every answer will be an abstention. {options[1]} vote" in result.stderr
     assert f"at least {fewest} votes are needed (--n)" in result.stderr
-    certificate = json.loads(result.stdout)
+    certificate = json.loads(result.stdout)["certificate"]
     assert certificate["abstained"]
     assert certificate["reason"].endswith(f"at least {fewest} votes are needed")
 

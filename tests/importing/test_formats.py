@@ -57,7 +57,7 @@ def test_an_imported_network_votes_as_the_original(name: str, tmp_path: Path) ->
         "--no-compile", "--batch", 32, "--workers", 1, "--json",
     )  # fmt: skip
     assert predicted.exit_code == 0, predicted.output
-    assert json.loads(predicted.stdout)["model"] == {"name": "checkpoint", "digest": config.digest}
+    assert json.loads(predicted.stdout)["certificate"]["model"] == {"name": "checkpoint", "digest": config.digest}
 
 
 def test_what_macer_export_wrote_lacks_nothing(tmp_path: Path) -> None:

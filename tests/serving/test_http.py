@@ -37,6 +37,7 @@ FIELDS = [
     "reason",
     "stopped",
     "certificate",
+    "certificate_jws",
     "issued_at",
     "timing_ms",
 ]
