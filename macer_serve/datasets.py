@@ -160,10 +160,10 @@ class _Files:
 def _missing(info: DatasetInfo, root: Path) -> DataError:
     advice = f"{info.name} is not under {root}, or not whole there. Expected layout: {info.layout.format(root=root)}."
     if info.downloadable:
-        advice += " To fetch it there, add --download."
-    else:
-        advice += " It cannot be downloaded for you: lay it out there, or name another --data-dir."
-    return DataError(advice)
+        return DataError(f"{advice} It can be downloaded.", settings=("download",))
+    return DataError(
+        f"{advice} It cannot be downloaded for you: lay it out there, or name another folder.", settings=("data_dir",)
+    )
 
 
 def _tree(info: DatasetInfo, root: Path, split: Split, share: float | None) -> ImageTree:
@@ -176,13 +176,18 @@ def _tree(info: DatasetInfo, root: Path, split: Split, share: float | None) -> I
         if split == "test" and (found := [place / "train" for place in places if (place / "train").is_dir()]):
             raise DataError(
                 f"there is no val/ beside {found[0]}, and the test images are read from there. Make one with the same "
-                "class folders, or set a part of the training images aside by --split, such as --split 0.1"
+                "class folders, or set a part of the training images aside, such as 0.1 of them.",
+                settings=("split",),
             )
         raise _missing(info, root)
     if not 0 < share < 1:
-        raise ParameterError(f"--split must lie between 0 and 1, such as 0.1, not {share:g}")
+        raise ParameterError(
+            f"the part set aside must lie between 0 and 1, such as 0.1, not {share:g}", settings=("split",)
+        )
     if own := [place / "val" for place in places if (place / "val").is_dir()]:
-        raise DataError(f"{own[0]} holds the test images; --split is for a folder without val/")
+        raise DataError(
+            f"{own[0]} holds the test images; a part is set aside only if there is no val/", settings=("split",)
+        )
     found = [place / "train" for place in places if (place / "train").is_dir()] or [root]
     if not found[0].is_dir():
         raise _missing(info, root)
@@ -197,7 +202,9 @@ def require_present(
     if info.is_tree:
         load_dataset(name, root, split, download=download, share=share)
     elif share is not None:
-        raise ParameterError(f"--split is for folders of images; {name} has a test split of its own")
+        raise ParameterError(
+            f"a part is set aside of folders of images only; {name} has a test split of its own", settings=("split",)
+        )
     elif not download and not (Path(root) / info.first_files[split == "test"]).is_file():
         raise _missing(info, Path(root))
 
@@ -219,7 +226,9 @@ def load_dataset(
         names = class_names(tree.classes, (tree.folder.parent, root, root / name))
         return ImageSet(info, _Files(tree.samples), names, tree.classes)
     if share is not None:
-        raise ParameterError(f"--split is for folders of images; {name} has a test split of its own")
+        raise ParameterError(
+            f"a part is set aside of folders of images only; {name} has a test split of its own", settings=("split",)
+        )
     from torchvision import datasets
 
     try:
@@ -238,7 +247,9 @@ def load_dataset(
     except Exception:  # torchvision parses idx files by assertions and slices
         whole = False
     if not whole:
-        raise DataError(f"{name} under {root} is damaged; remove its files and fetch them again (--download)")
+        raise DataError(
+            f"{name} under {root} is damaged; remove its files and fetch them again", settings=("download",)
+        )
     classes = tuple(str(c).split(" - ")[0] for c in source.classes)
     return ImageSet(info, source, classes)
 

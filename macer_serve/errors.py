@@ -27,9 +27,17 @@ from __future__ import annotations
 
 
 class MacerError(Exception):
-    """An error that a user can cause or repair; its message says what to do."""
+    """An error that a user can cause or repair; its message says what to do.
+
+    `settings` are the names of the arguments that the message is about, such as `held_out`. The command adds its
+    options of these names to the message.
+    """
 
     title: str = "Error"
+
+    def __init__(self, message: object = "", *, settings: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.settings = settings
 
 
 class ParameterError(MacerError, ValueError):

@@ -40,7 +40,8 @@ def torchvision_network(
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         raise ParameterError(
             f"{PREFIX}{name} cannot take images of {height}x{width} ({first_line(error)}); "
-            "choose another size of images (--size), or another network"
+            "choose another size of images, or another network",
+            settings=("size", "arch"),
         ) from error
     return network.train()
 

@@ -19,7 +19,9 @@ class Curves:
         try:
             import tensorboardX
         except ImportError as error:
-            raise TrainingError("tensorboardX is not installed; install it, or use --no-tensorboard") from error
+            raise TrainingError(
+                "tensorboardX is not installed; install it, or train without event files", settings=("no_tensorboard",)
+            ) from error
         self.folder = folder
         self._open: Any = tensorboardX.SummaryWriter
         self._writer: Any = None

@@ -29,13 +29,14 @@ def held_out_images(options: TrainingOptions, classes: tuple[str, ...]) -> Image
     try:
         images = load_dataset(options.dataset, options.data_dir, "test", download=options.download, share=options.split)
     except DataError as error:
-        raise DataError(f"{error} {WITHOUT_HELD_OUT}") from error
+        raise DataError(f"{error} {WITHOUT_HELD_OUT}", settings=(*error.settings, "held_out")) from error
     if images.classes != classes:
         only = {"train": set(classes) - set(images.classes), "test": set(images.classes) - set(classes)}
         what = "; ".join(f"only in {split}: {_listed(sorted(names))}" for split, names in only.items() if names)
         raise DataError(
             f"the test split of {options.dataset} has other classes than its training split ({what}); "
-            "--held-out 0 goes without"
+            "without held-out images (0 of them) it is not needed",
+            settings=("held_out",),
         )
     return images
 

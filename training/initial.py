@@ -72,15 +72,16 @@ def _take_checkpoint(
     if there != here or config.classes != classes:
         differing = [f"{a!r} there, {b!r} here" for a, b in zip(config.classes, classes, strict=False) if a != b]
         raise ParameterError(
-            f"--init {init} is {config.architecture} with {len(config.classes)} classes on "
+            f"{init} is {config.architecture} with {len(config.classes)} classes on "
             f"{config.dataset}; this run needs {architecture} with {len(classes)} classes on {info.name}"
-            + (f" (classes differ in name, the first: {differing[0]})" if differing else "")
+            + (f" (classes differ in name, the first: {differing[0]})" if differing else ""),
+            settings=("init",),
         )
     try:
         model.load_state_dict(start.state_dict())
     except RuntimeError as error:  # a network whose layers depend on the image size
         raise ParameterError(
-            f"--init {init} takes images of {config.input_shape}, this run's are {input_shape}"
+            f"{init} takes images of {config.input_shape}, this run's are {input_shape}", settings=("init",)
         ) from error
     return config.digest
 
@@ -96,7 +97,8 @@ def _take_file(network: nn.Module, given: OrderedDict[str, Tensor], init: str, a
     given.update((name, own[name]) for name in fresh)
     if wrong := load_weights(network, given):
         raise ParameterError(
-            f"--init {init} does not fit {architecture}: {wrong}. Name the architecture of these weights by --arch"
+            f"{init} does not fit {architecture}: {wrong}. Name the architecture of these weights",
+            settings=("init", "arch"),
         )
     return fresh
 
@@ -110,11 +112,11 @@ def _other_classes(head: list[tuple[Tensor, Tensor]]) -> bool:
 def _note(init: str, fresh: list[str], classes: tuple[str, ...]) -> str:
     if fresh:
         return (
-            f"--init {init}: {' and '.join(fresh)} are of another number of classes and were not taken. "
+            f"{init}: {' and '.join(fresh)} are of another number of classes and were not taken. "
             f"The head of {len(classes)} classes starts from random weights; all other tensors were taken."
         )
     return (
-        f"--init {init}: all tensors were taken, the head included. A state dict does not name its classes: "
+        f"{init}: all tensors were taken, the head included. A state dict does not name its classes: "
         f"its {len(classes)} outputs are taken to be {_listed(list(classes))}, in this order."
     )
 

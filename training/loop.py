@@ -193,8 +193,9 @@ def _diverged(what: str, epoch: int, folder: RunFolder) -> TrainingError:
     states = folder.states()
     kept = f"the last finite state is kept: {states[-1]}" if states else "no state was saved before"
     return TrainingError(
-        f"{what} in epoch {epoch + 1}. Start anew (--restart) with a lower --lr, a longer --defer (MACER) "
-        f"or --precision fp32; {kept}."
+        f"{what} in epoch {epoch + 1}. Start anew with a lower learning rate, a longer deferral (MACER), or in fp32; "
+        f"{kept}.",
+        settings=("restart", "lr", "defer", "precision"),
     )
 
 

@@ -50,7 +50,8 @@ class Group:
                 what = "; ".join(f"{name} is {all_settings[0][name]!r} and {others[name]!r}" for name in differing)
                 raise TrainingError(
                     f"workers 0 and {rank} differ: {what}. All workers need machines of one kind, the same files in "
-                    "--data-dir, and the same folder of --out."
+                    "the data folder, and the same output folder.",
+                    settings=("data_dir", "out"),
                 )
 
     def wait(self) -> None:

@@ -18,7 +18,7 @@ _DEFAULT_ARCHITECTURE = {
     "folder": "resnet50",
 }
 
-WITHOUT_HELD_OUT = "(Held-out images are certified at the end; --held-out 0 goes without.)"
+WITHOUT_HELD_OUT = "Held-out images are certified at the end. With 0 of them the test split is not needed."
 
 Progress = Callable[[int, int, int, dict[str, float]], None]
 
@@ -76,17 +76,23 @@ class TrainingOptions:
         for name in ("size", "limit", "threads", "workers", "micro_batch", "save_every", "keep", "certify_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ParameterError(f"--{name.replace('_', '-')} must be at least 1")
+                raise ParameterError(f"{name} must be at least 1", settings=(name,))
         if self.out.name in ("", ".."):
-            raise ParameterError(f"--out {self.out} has no name of its own; name the checkpoint folder to write")
+            raise ParameterError(
+                f"{self.out} has no name of its own; name the checkpoint folder to write", settings=("out",)
+            )
         if not 0 <= self.seed < 2**63:
-            raise ParameterError("--seed must lie in [0, 2^63)")
+            raise ParameterError("the seed must lie in [0, 2^63)", settings=("seed",))
         if min(self.loaders, self.held_out) < 0:
-            raise ParameterError("--loaders and --held-out must not be negative")
+            raise ParameterError("loaders and held-out images must not be negative", settings=("loaders", "held_out"))
         if self.certify_every is not None and not self.held_out:
-            raise ParameterError("--certify-every needs --held-out images to certify")
+            raise ParameterError(
+                "there are no held-out images to certify between epochs", settings=("certify_every", "held_out")
+            )
         if self.size is not None and not dataset_info(self.dataset).is_tree:
-            raise ParameterError("--size applies to --dataset imagenet and folder only")
+            raise ParameterError(
+                "only the images of imagenet and folder can be brought to a size", settings=("size", "dataset")
+            )
 
     @property
     def architecture(self) -> str:

@@ -38,11 +38,14 @@ class Precision:
         chosen = pick_device(device)
         compiler = _compiler(chosen)
         if compile_ == "on" and compiler is None:
-            raise TrainingError("--compile on needs a C++ compiler (g++, or the one CXX names); use --compile off")
+            raise TrainingError(
+                "compiling needs a C++ compiler (g++, or the one CXX names); install it, or train uncompiled",
+                settings=("compile",),
+            )
         if arithmetic == "auto":
             arithmetic = "bf16" if multiplies_bf16(chosen) else "tf32" if chosen.type == "cuda" else "fp32"
         if arithmetic == "tf32" and chosen.type != "cuda":
-            raise ParameterError("--precision tf32 is a GPU's arithmetic; use bf16 or fp32 on a CPU")
+            raise ParameterError("tf32 is a GPU's arithmetic; use bf16 or fp32 on a CPU", settings=("precision",))
         return cls(
             chosen,
             arithmetic,  # type: ignore[arg-type]  # one of the command's choices

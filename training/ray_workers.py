@@ -113,7 +113,9 @@ def _for_workers(options: TrainingOptions) -> tuple[TrainingOptions, ScalingConf
     use_gpu = device.startswith("cuda")
     if options.workers > (gpus if use_gpu else sum(cores)):
         there = f"{gpus} GPUs" if use_gpu else f"{sum(cores)} CPU cores"
-        raise ParameterError(f"--workers {options.workers} needs one each, and the cluster has {there}")
+        raise ParameterError(
+            f"{options.workers} workers need one each, and the cluster has {there}", settings=("workers",)
+        )
     most = max(1, cores_each(cores, options.workers))
     threads = options.threads or most
     options = replace(

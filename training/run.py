@@ -40,7 +40,7 @@ def run_training(options: TrainingOptions, recipe: Recipe, callbacks: Callbacks 
 def _require_free(out: Path) -> None:
     """Raises what `save_checkpoint` would raise after the hours of training."""
     if out.exists() and not (out.is_dir() and all(p.name in FILES for p in out.iterdir())):
-        raise CheckpointError(f"{out} holds other files than a checkpoint's; choose another --out")
+        raise CheckpointError(f"{out} holds other files than a checkpoint's; choose another folder", settings=("out",))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -54,14 +54,15 @@ class RunFolder:
             reason = first_line(error)
             older = f"remove it to continue from {states[-2].name}, or " if len(states) > 1 else ""
             raise TrainingError(
-                f"{latest} is damaged ({reason}); {older}use --restart to discard the run and start anew"
+                f"{latest} is damaged ({reason}); {older}discard the run and start anew", settings=("restart",)
             ) from error
         asked = _flat(identity)
         if differing := sorted(k for k in {*saved, *asked} if saved.get(k) != asked.get(k)):
             what = "; ".join(f"{k} was {saved.get(k)!r}, now {asked.get(k)!r}" for k in differing)
             raise TrainingError(
                 f"{self.folder} holds a run with other settings: {what}. Use the same settings to continue it, "
-                "another --out to keep it, or --restart to discard it."
+                "another output folder to keep it, or discard it and start anew.",
+                settings=("out", "restart"),
             )
         return state
 
@@ -166,7 +167,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise TrainingError(
-            f"{path} is damaged ({error}); remove the broken line, or use --restart to start anew"
+            f"{path} is damaged ({error}); remove the broken line, or start anew", settings=("restart",)
         ) from error
 
 

@@ -159,7 +159,9 @@ def _config(options: TrainingOptions, images: ImageSet, recipe: Recipe, how: dic
 def _write(model: nn.Module, config: CheckpointConfig, options: TrainingOptions, folder: RunFolder) -> None:
     entries, curves = folder.entries(), folder.certified()
     if not entries:
-        raise TrainingError(f"{folder.log_path} is missing although the run is complete; use --restart to train anew")
+        raise TrainingError(
+            f"{folder.log_path} is missing although the run is complete; train anew", settings=("restart",)
+        )
     metrics = {**entries[-1], **({"held_out": curves[-1]} if curves else {})}
     try:
         save_checkpoint(model, replace(config, metrics=metrics), options.out)

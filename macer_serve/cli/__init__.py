@@ -50,7 +50,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except MacerError as error:
-            click.echo(f"macer: {error}", err=True)
+            options = ", ".join(f"--{name.rstrip('_').replace('_', '-')}" for name in error.settings)
+            click.echo(f"macer: {error}" + (f" ({options})" if options else ""), err=True)
             ctx.exit(exit_code(error))
 
 

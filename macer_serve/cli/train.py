@@ -143,7 +143,9 @@ def _require_data(options: dict[str, Any]) -> None:
         try:
             require_present(*where, download=options["download"], share=options["split"])
         except DataError as error:
-            raise DataError(f"{error} {WITHOUT_HELD_OUT}" if split == "test" else str(error)) from error
+            words = f"{error} {WITHOUT_HELD_OUT}" if split == "test" else str(error)
+            settings = (*error.settings, "held_out") if split == "test" else error.settings
+            raise DataError(words, settings=settings) from error
 
 
 def _table(dataset: str, name: str, chosen: Recipe, given: dict[str, Any]) -> str:

@@ -112,5 +112,5 @@ def test_curves_without_tensorboardx_are_refused_before_training(
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     refused = train(*QUICK, "--tensorboard", "--data-dir", mnist, "--out", tmp_path / "out")
     assert refused.exit_code == 6
-    assert "install it, or use --no-tensorboard" in refused.output
+    assert "install it, or train without event files (--no-tensorboard)" in refused.output
     assert not states_of(tmp_path / "out")

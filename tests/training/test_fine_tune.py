@@ -249,7 +249,7 @@ def test_a_file_that_would_execute_code_is_refused_and_nothing_executed(
         ("a.pth", b"", "a.pth is damaged, or not written by torch.save"),
         ("a.pt", b"PK\x03\x04 and so on", "a.pt is damaged"),
         ("a.safetensors", b"hello", "a.safetensors is damaged, or no safetensors file"),
-        ("a.onnx", b"", "its name must end in .pth, .pt, .tar, .safetensors"),
+        ("a.onnx", b"", "the name must end in .pth, .pt, .tar, .safetensors"),
         ("absent.pth", None, "absent.pth cannot be read: No such file"),
     ],
 )

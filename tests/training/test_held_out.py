@@ -234,7 +234,7 @@ def test_a_missing_test_split_is_reported_before_training(tree: Path, train: Tra
     command = (*options, "--method", "gaussian", "--epochs", 1, "--batch", 8, "--out", tmp_path / "out")
     refused = train(*command, "--held-out", 5)
     assert refused.exit_code == 4
-    assert "--held-out 0" in refused.output
+    assert "--held-out" in refused.output
     assert str(tree) in refused.output
     assert "Traceback" not in refused.output
     assert not (tmp_path / "out.run").exists(), "no step was made"
@@ -248,13 +248,13 @@ def test_a_test_split_with_other_classes_is_reported_before_training(tree: Path,
     refused = train(*options, "--method", "gaussian", "--epochs", 1, "--held-out", 5, "--out", tmp_path / "out")
     assert refused.exit_code == 4
     assert "other classes" in refused.output
-    assert "--held-out 0" in refused.output
+    assert "--held-out" in refused.output
     assert not (tmp_path / "out.run").exists()
 
 
 def test_curves_on_the_way_need_images(bars: Path, train: Train, tmp_path: Path) -> None:
     command = (*LEARNING, "--data-dir", bars, "--out", tmp_path / "out", "--certify-every", 1)
-    for count, why in ((0, "--certify-every needs --held-out images"), (-1, "--held-out must not be negative")):
+    for count, why in ((0, "no held-out images to certify between epochs"), (-1, "--held-out must not be negative")):
         refused = train(*command, "--held-out", count)
         assert refused.exit_code == 2
         assert why in refused.output

@@ -75,4 +75,4 @@ def test_the_only_state_being_damaged_names_no_other(mnist: Path, train: Train, 
 def test_none_of_them_can_be_0(mnist: Path, train: Train, tmp_path: Path, option: str) -> None:
     refused = train(*QUICK, option, 0, "--data-dir", mnist, "--out", tmp_path / "out")
     assert refused.exit_code == 2
-    assert f"{option} must be at least 1" in refused.output
+    assert f"must be at least 1 ({option})" in refused.output

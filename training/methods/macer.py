@@ -32,7 +32,7 @@ class MacerRecipe(Recipe):
     gamma: float = constant(8.0, "hinge")
     beta: float = constant(16.0, "inverse temperature")
     defer: int = constant(0, "epochs before the robustness loss begins")
-    k_deferred: int = constant(0, "noisy copies per image in those epochs, 0 for --k")
+    k_deferred: int = constant(0, "noisy copies per image in those epochs, 0 for k")
 
     def problems(self) -> Mapping[str, bool]:
         return {
