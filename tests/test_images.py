@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from macer_serve.errors import ParameterError, TooLargeError, UndecodableError, UnsupportedTypeError, UploadError
 from macer_serve.images import MAX_PIXELS, UploadLimits, decode
+from macer_serve.serving.problems import status_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
@@ -329,7 +330,7 @@ def test_whatever_the_bytes_an_array_or_an_upload_error(draw: st.DataObject) -> 
     try:
         u = decode(bytes(data), UploadLimits(pixels=100_000))
     except UploadError as error:
-        status, message = error.status, str(error)
+        status, message = status_of(error), str(error)
     else:
         assert u.dtype == np.uint8
         assert u.ndim == 3

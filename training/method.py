@@ -44,13 +44,13 @@ class Method:
     """A training method: its class of recipes, its loss, and its recipes by name.
 
     `recipes` has the names `published` and `fast`, and `short` if the literature has a second recipe for CIFAR-10.
-    `source` says in words whose constants those of `published` are.
+    `source` says in words whose constants those of `published` are, or None for a data set without any.
     """
 
     recipe: type[Recipe]
     loss: Callable[[Logits, Tensor, Tensor, Any, Step], tuple[Tensor, Sums]]
     recipes: Mapping[str, NamedRecipe]
-    source: Callable[[str, float], str]
+    source: Callable[[str, float], str | None]
 
     def constants(self) -> dict[str, Any]:
         """Returns the dataclass fields of the constants that only this method has."""

@@ -10,14 +10,6 @@ from macer_serve.datasets import dataset_info
 from macer_serve.errors import ParameterError
 from macer_serve.evaluation.logs import Row
 
-_DEFAULT_ARCHITECTURE = {
-    "cifar10": "resnet110",
-    "svhn": "resnet110",
-    "mnist": "lenet",
-    "imagenet": "resnet50",
-    "folder": "resnet50",
-}
-
 WITHOUT_HELD_OUT = "Held-out images are certified at the end. With 0 of them the test split is not needed."
 
 Progress = Callable[[int, int, int, dict[str, float]], None]
@@ -96,7 +88,7 @@ class TrainingOptions:
 
     @property
     def architecture(self) -> str:
-        return self.arch or _DEFAULT_ARCHITECTURE[self.dataset]
+        return self.arch or dataset_info(self.dataset).architecture
 
     @property
     def folder(self) -> Path:
@@ -107,7 +99,6 @@ class TrainingOptions:
     def input_shape(self) -> tuple[tuple[int, int, int], int]:
         """The input shape, and the short side to which uploads are brought before the centre crop."""
         info = dataset_info(self.dataset)
-        assert info.resize is not None
         channels, side, _ = info.input_shape
         if self.size is None or self.size == side:
             return info.input_shape, info.resize

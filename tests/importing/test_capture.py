@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from brightness import SECRET
+from brightness import SEEDS
 from cases import classifier_of
 from importing.user_modules import BEYOND_ONNX, CAPTURED, CLASSES, IMAGE, OUTSIDE, REFUSED, SHAPE, Flat, convolutional
 from torch import nn
@@ -29,7 +29,7 @@ X = IMAGE.astype(np.int32) << FRACTION_BITS
 
 
 def certifying(module: nn.Module, **changes: Any) -> SmoothedClassifier:
-    facts = {"sigma": SIGMA, "classes": CLASSES, "input_shape": SHAPE, "secret": SECRET, "options": OPTIONS}
+    facts = {"sigma": SIGMA, "classes": CLASSES, "input_shape": SHAPE, "issuer": SEEDS, "options": OPTIONS}
     return SmoothedClassifier.from_module(module, **{**facts, **changes})
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from macer_serve.base_classifier import probe_pixels
 from macer_serve.checkpoint import load_checkpoint, load_config
 from macer_serve.checkpoint.quantize import quantize_checkpoint
+from macer_serve.cli.exit_codes import EXIT_CODES
 from macer_serve.errors import CheckpointError, ParameterError
 from macer_serve.smoothing.noise import FRACTION_BITS, noise_for
 from macer_serve.smoothing.votes import Draw
@@ -89,7 +90,7 @@ def test_what_is_missing_is_named_with_its_option(left_out: str, words: str, fla
     if left_out == "--mean":
         del options["--std"]
     done = macer("import", case.file, "--out", tmp_path / "out", *[part for pair in options.items() for part in pair])
-    assert done.exit_code == ParameterError.exit_code
+    assert done.exit_code == EXIT_CODES[ParameterError]
     assert words in done.stderr
     assert f"Give {flag}" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -98,7 +99,7 @@ def test_what_is_missing_is_named_with_its_option(left_out: str, words: str, fla
 def test_everything_missing_is_named_at_once(tmp_path: Path) -> None:
     """A published file whose normalisation layer has no numbers: Cohen's and Salman's differ, nobody can tell."""
     done = macer("import", cohen(tmp_path).file, "--out", tmp_path / "out")
-    assert done.exit_code == ParameterError.exit_code
+    assert done.exit_code == EXIT_CODES[ParameterError]
     for flag in ("--sigma", "--classes", "--mean"):
         assert flag in done.stderr
     assert "--input-shape" not in done.stderr  # their architectures have one
@@ -114,7 +115,7 @@ def test_class_names_come_from_a_file(tmp_path: Path) -> None:
     assert (config.mean, config.std) == ((0.5,) * 3, (0.25,) * 3)
     for wrong, words in ((9, "10 outputs, and 9 classes"), (tmp_path / "nowhere", "No such file")):
         refused = macer("import", case.file, "--classes", wrong, *options)
-        assert refused.exit_code == ParameterError.exit_code
+        assert refused.exit_code == EXIT_CODES[ParameterError]
         assert words in refused.stderr
 
 
@@ -137,7 +138,7 @@ def test_class_names_come_from_a_file(tmp_path: Path) -> None:
 def test_options_out_of_order_are_refused(options: list[str], words: str, tmp_path: Path) -> None:
     file = linear(tmp_path).file
     done = macer("import", file, "--sigma", SIGMA, "--classes", 5, "--out", tmp_path / "out", *options)
-    assert done.exit_code in (CheckpointError.exit_code, ParameterError.exit_code)
+    assert done.exit_code in (EXIT_CODES[CheckpointError], EXIT_CODES[ParameterError])
     assert words in done.stderr
     assert not (tmp_path / "out").exists()
 

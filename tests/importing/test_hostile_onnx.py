@@ -27,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
+from macer_serve.cli.exit_codes import EXIT_CODES
 from macer_serve.errors import CheckpointError, EngineError, MacerError, MissingFactsError, OutputError, ParameterError
 from macer_serve.importing import Facts, import_model
 from macer_serve.smoothed import SmoothedClassifier
@@ -213,7 +214,7 @@ def test_probabilities_are_taken_said_and_refused_to_the_soft_bound(tmp_path: Pa
     predicted = CliRunner().invoke(
         main, ["predict", str(SHIP), "--checkpoint", str(tmp_path / "again"), "--bound", "soft", "--n", "10"]
     )
-    assert predicted.exit_code == ParameterError.exit_code
+    assert predicted.exit_code == EXIT_CODES[ParameterError]
     assert "soft bound needs logits" in predicted.stderr
 
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from macer_serve import onnx_trial
 from macer_serve.base_classifier import error_of_batch
 from macer_serve.cli import main
+from macer_serve.cli.exit_codes import EXIT_CODES
 from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError, MacerError, ParameterError
 from macer_serve.importing import Facts, import_model
 from macer_serve.importing.wrapping import _require_same
@@ -146,7 +147,7 @@ def test_options_outside_their_limits_are_refused(option: str, value: str, words
     onnx.save(plain(), tmp_path / "net.onnx")
     options = [part for pair in {**OPTIONS, option: value}.items() for part in pair]
     done = CliRunner().invoke(main, ["import", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "out"), *options])
-    assert done.exit_code == ParameterError.exit_code
+    assert done.exit_code == EXIT_CODES[ParameterError]
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

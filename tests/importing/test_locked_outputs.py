@@ -12,6 +12,7 @@ from importing.foreign_files import linear
 
 from macer_serve.checkpoint.quantize import quantize_checkpoint
 from macer_serve.cli import main
+from macer_serve.cli.exit_codes import EXIT_CODES
 from macer_serve.errors import CheckpointError, MissingFactsError, OutputError
 from macer_serve.importing import Facts, import_model
 from macer_serve.locks import locked
@@ -30,7 +31,7 @@ def test_an_import_waits_for_no_other_of_the_same_checkpoint(tmp_path: Path) -> 
     out = tmp_path / "mine"
     with locked(out):
         refused = importing(tmp_path, out)
-    assert refused.exit_code == OutputError.exit_code
+    assert refused.exit_code == EXIT_CODES[OutputError]
     assert f"mine is being written by process {os.getpid()} on " in refused.stderr
     assert not out.exists()
     assert importing(tmp_path, out).exit_code == 0
@@ -41,7 +42,7 @@ def test_an_export_waits_for_no_other_of_the_same_file(tmp_path: Path) -> None:
     out = tmp_path / "model.onnx"
     with locked(out):
         refused = macer("export", "bundled:cifar10", "--out", out)
-    assert refused.exit_code == OutputError.exit_code
+    assert refused.exit_code == EXIT_CODES[OutputError]
     assert f"model.onnx is being written by process {os.getpid()} on " in refused.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from macer_serve.cli.exit_codes import exit_code
 from macer_serve.errors import OtherKeyError, ParameterError, SignatureError
 from macer_serve.issuing import CERTIFICATE, CLAIM, Issuer, KeySet
 from macer_serve.issuing.base64url import decode, encode
@@ -58,7 +59,7 @@ def test_another_key_is_named_and_never_called_a_forgery(issuer: Issuer, other: 
         with pytest.raises(OtherKeyError, match="issued under another key") as caught:
             read(jws)
         assert other.key.kid in str(caught.value)
-    assert caught.value.exit_code == 13
+    assert exit_code(caught.value) == 13
 
 
 def test_a_record_of_another_key_under_this_kid_does_not_hold(issuer: Issuer, other: Issuer) -> None:

@@ -254,7 +254,8 @@ def test_a_test_split_with_other_classes_is_reported_before_training(tree: Path,
 
 def test_curves_on_the_way_need_images(bars: Path, train: Train, tmp_path: Path) -> None:
     command = (*LEARNING, "--data-dir", bars, "--out", tmp_path / "out", "--certify-every", 1)
-    for count, why in ((0, "no held-out images to certify between epochs"), (-1, "held-out images must not be negative")):
+    reasons = {0: "no held-out images to certify between epochs", -1: "held-out images must not be negative"}
+    for count, why in reasons.items():
         refused = train(*command, "--held-out", count)
         assert refused.exit_code == 2
         assert why in refused.output

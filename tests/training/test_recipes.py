@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from macer_serve.cli import main
+from macer_serve.cli.exit_codes import exit_code
 from macer_serve.cli.train import command as train_command
 from macer_serve.errors import ParameterError
 from macer_serve.training.methods import METHODS as TABLE
@@ -131,7 +132,7 @@ def test_constants_outside_their_range_are_refused(options: dict[str, Any], mess
     with pytest.raises(ParameterError) as caught:
         recipe("cifar10", "macer", 0.25).with_options(**options)
     assert message in str(caught.value)
-    assert caught.value.exit_code == 2
+    assert exit_code(caught.value) == 2
 
 
 def test_an_unknown_method_is_refused() -> None:

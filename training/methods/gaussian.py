@@ -48,14 +48,12 @@ def _fast(dataset: str, sigma: float) -> Recipe:
     return GaussianRecipe(sigma, epochs, 256, rate, decay, schedule="one-cycle", nesterov=True, ema=0.998)
 
 
-def _source(dataset: str, sigma: float) -> str:
+def _source(dataset: str, sigma: float) -> str | None:
     return {
         "cifar10": "Cohen et al. 2019",
         "imagenet": "Cohen et al. 2019",
         "mnist": "public code of Jeong & Shin 2020",
-        "svhn": "ours; those of Cohen et al. 2019 for CIFAR-10",
-        "folder": "ours; those of Cohen et al. 2019 for ImageNet",
-    }[dataset]
+    }.get(dataset)
 
 
 METHOD = Method(GaussianRecipe, gaussian, {"published": _published, "short": _published, "fast": _fast}, _source)

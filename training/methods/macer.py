@@ -178,7 +178,7 @@ def _fast(dataset: str, sigma: float) -> Recipe:
     return published.with_options(**cycle, **two_parts, epochs=epochs, batch=256, lr=rate, weight_decay=1e-4)
 
 
-def _source(dataset: str, sigma: float) -> str:
+def _source(dataset: str, sigma: float) -> str | None:
     near = nearest_sigma(sigma)
     if dataset == "mnist":
         return "public code of Jeong & Shin 2020"
@@ -186,7 +186,7 @@ def _source(dataset: str, sigma: float) -> str:
         whose = "lam from public logs, the rest from Zhai et al. 2020" if near == 0.5 else "Zhai et al. 2020"
         return f"{whose}; their code also flips the digits" if dataset == "svhn" else whose
     lam = "" if near == 0.25 else "; lam is ours"
-    return f"a public fork of the code of Zhai et al. 2020{lam}" if dataset == "imagenet" else "ours; those of ImageNet"
+    return f"a public fork of the code of Zhai et al. 2020{lam}" if dataset == "imagenet" else None
 
 
 METHOD = Method(MacerRecipe, macer, {"published": _published, "short": _short, "fast": _fast}, _source)

@@ -202,14 +202,12 @@ def _fast(dataset: str, sigma: float) -> Recipe:
     return published.with_options(**cycle, **few_steps, epochs=epochs)
 
 
-def _source(dataset: str, sigma: float) -> str:
+def _source(dataset: str, sigma: float) -> str | None:
     return {
         "cifar10": "Salman et al. 2019",
         "imagenet": "Salman et al. 2019",
         "mnist": "public code of Jeong & Shin 2020",
-        "svhn": "ours; those of Salman et al. 2019 for CIFAR-10",
-        "folder": "ours; those of Salman et al. 2019 for ImageNet",
-    }[dataset]
+    }.get(dataset)
 
 
 METHOD = Method(SmoothAdvRecipe, smoothadv, {"published": _published, "short": _published, "fast": _fast}, _source)

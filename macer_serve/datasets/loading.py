@@ -1,146 +1,18 @@
-"""Evaluation and training sets by name: where they lie, what their images look like, how to get them."""
+"""Reads a data set by its name from the folder where it lies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from macer_serve.class_names import class_names
+from macer_serve.datasets.base import DatasetInfo, ImageSet, Split
+from macer_serve.datasets.table import dataset_info
 from macer_serve.errors import DataError, ParameterError, UploadError
 from macer_serve.image_tree import ImageTree, read_tree
-
-Split = Literal["train", "test"]
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetInfo:
-    """What a data set's name stands for. `mean`, `std` are per channel, of pixel values in [0, 1].
-
-    `is_tree` says that the data set is a tree of files, one folder per class, read when needed. The others are arrays
-    in memory; `first_files` names a file of their training split and one of their test split.
-    """
-
-    name: str
-    input_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resize: int | None
-    layout: str
-    flip: bool = False
-    crop_padding: int = 0
-    is_tree: bool = False
-    first_files: tuple[str, str] = ("", "")
-
-    @property
-    def downloadable(self) -> bool:
-        return not self.is_tree
-
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_TREE = (
-    "{root}/train/<class>/*.JPEG and {root}/val/<class>/*.JPEG (or PNG, WebP), one folder a class "
-    "(torchvision's ImageFolder; also accepted with a folder of the data set's name in between)"
-)
-
-DATASETS: dict[str, DatasetInfo] = {
-    "cifar10": DatasetInfo(
-        "cifar10",
-        (3, 32, 32),
-        (0.4914, 0.4822, 0.4465),
-        (0.2023, 0.1994, 0.2010),
-        resize=32,
-        layout="{root}/cifar-10-batches-py/ with data_batch_1 ... data_batch_5, test_batch, batches.meta",
-        flip=True,
-        crop_padding=4,
-        first_files=("cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/test_batch"),
-    ),
-    "mnist": DatasetInfo(
-        "mnist",
-        (1, 28, 28),
-        (0.0,),
-        (1.0,),
-        resize=28,
-        layout="{root}/MNIST/raw/ with the four idx files (train-images-idx3-ubyte, ...)",
-        first_files=("MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/t10k-images-idx3-ubyte"),
-    ),
-    "svhn": DatasetInfo(
-        "svhn",
-        (3, 32, 32),
-        (0.4377, 0.4438, 0.4728),
-        (0.1980, 0.2010, 0.1970),
-        resize=32,
-        layout="{root}/train_32x32.mat and {root}/test_32x32.mat",
-        crop_padding=4,
-        first_files=("train_32x32.mat", "test_32x32.mat"),
-    ),
-    "imagenet": DatasetInfo(
-        "imagenet", (3, 224, 224), _IMAGENET_MEAN, _IMAGENET_STD, resize=256, layout=_TREE, flip=True, is_tree=True
-    ),
-    "folder": DatasetInfo(
-        "folder", (3, 224, 224), _IMAGENET_MEAN, _IMAGENET_STD, resize=256, layout=_TREE, flip=True, is_tree=True
-    ),
-}
-
-
-def dataset_info(name: str) -> DatasetInfo:
-    """The entry of `DATASETS`; raises `ParameterError` for an unknown name."""
-    try:
-        return DATASETS[name]
-    except KeyError:
-        raise ParameterError(f"unknown data set {name!r}; choose one of: {', '.join(sorted(DATASETS))}") from None
-
-
-class ImageSet(Sequence[tuple[npt.NDArray[np.uint8], int]]):
-    """Decoded images `uint8 [height, width, channels]` with their labels, in the data set's own order.
-
-    Image files are read by the decoder of uploads, with its default limits. Raises `DataError` for one it refuses.
-    `folders` is what the classes are called on disk; the same as `classes` where they have no other names.
-    """
-
-    def __init__(
-        self, info: DatasetInfo, source: Any, classes: tuple[str, ...], folders: tuple[str, ...] | None = None
-    ) -> None:
-        self.info = info
-        self.classes = classes
-        self.folders = classes if folders is None else folders
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: Any) -> Any:
-        image, label = self.source[index]
-        pixels = np.asarray(image, dtype=np.uint8)
-        return (pixels[:, :, None] if pixels.ndim == 2 else pixels), int(label)
-
-    def arrays(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None:
-        """All images `uint8 [N, height, width, channels]` and labels `int64 [N]`; None for a tree of files."""
-        data = getattr(self.source, "data", None)
-        if data is None:
-            return None
-        images = np.asarray(data, dtype=np.uint8)
-        if images.ndim == 3:
-            images = images[..., None]
-        return np.ascontiguousarray(images), np.asarray(self.source.targets, dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrays:
-    """Images `uint8 [N, height, width, channels]` in memory, as torchvision's CIFAR-10 holds them."""
-
-    data: npt.NDArray[np.uint8]
-    targets: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        return self.data[index], int(self.targets[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +93,7 @@ def load_dataset(
     root = Path(root)
     if download and not info.downloadable:
         raise DataError(f"{name} cannot be downloaded; expected layout: {info.layout.format(root=root)}")
-    if info.is_tree:
+    if info.read is None:
         tree = _tree(info, root, split, share)
         names = class_names(tree.classes, (tree.folder.parent, root, root / name))
         return ImageSet(info, _Files(tree.samples), names, tree.classes)
@@ -229,15 +101,9 @@ def load_dataset(
         raise ParameterError(
             f"a part is set aside of folders of images only; {name} has a test split of its own", settings=("split",)
         )
-    from torchvision import datasets
-
+    whole = False
     try:
-        if name == "svhn":
-            digits = datasets.SVHN(str(root), split, download=download)
-            pixels = np.ascontiguousarray(digits.data.transpose(0, 2, 3, 1))
-            return ImageSet(info, _Arrays(pixels, digits.labels.astype(np.int64)), tuple("0123456789"))
-        kind = {"cifar10": datasets.CIFAR10, "mnist": datasets.MNIST}[name]
-        source: Any = kind(str(root), train=split == "train", download=download)
+        source, classes = info.read(root, split, download)
         whole = len(source.data) == len(source.targets)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not download:
@@ -250,7 +116,6 @@ def load_dataset(
         raise DataError(
             f"{name} under {root} is damaged; remove its files and fetch them again", settings=("download",)
         )
-    classes = tuple(str(c).split(" - ")[0] for c in source.classes)
     return ImageSet(info, source, classes)
 
 
