@@ -83,16 +83,15 @@ def test_nothing_in_a_checkpoint_is_executed(
     assert target.exists()
 
 
-def test_every_field_is_part_of_the_identity() -> None:
-    digests = {
-        config(**change).digest
-        for change in [
-            {}, {"sigma": 0.5}, {"files": {"model.safetensors": DIGEST, "model.int8.onnx": DIGEST}},
-            {"mean": (0.1, 0.0, 0.0)}, {"classes": ("dark", "bright", "grey")},
-            {"files": {"model.safetensors": "sha256:" + 64 * "1"}}, {"resize": 5}, {"recipe": {"lr": 1}}, {"seed": 0},
-        ]
-    }  # fmt: skip
-    assert len(digests) == 9
+def test_what_determines_the_claim_is_the_identity_and_nothing_else_is() -> None:
+    claims: list[dict[str, Any]] = [
+        {}, {"sigma": 0.5}, {"files": {"model.safetensors": DIGEST, "model.int8.onnx": DIGEST}},
+        {"mean": (0.1, 0.0, 0.0)}, {"classes": ("dark", "bright", "grey")},
+        {"files": {"model.safetensors": "sha256:" + 64 * "1"}}, {"resize": 5},
+    ]  # fmt: skip
+    assert len({config(**change).digest for change in claims}) == len(claims)
+    others: list[dict[str, Any]] = [{"recipe": {"lr": 1}}, {"seed": 0}, {"name": "another"}, {"metrics": {"acr": 1}}]
+    assert {config(**change).digest for change in others} == {config().digest}
 
 
 def test_a_checkpoint_is_replaced_whole(

@@ -24,7 +24,7 @@ from macer_serve.checkpoint import load_config, load_model, save_checkpoint
 from macer_serve.checkpoint.export import export_onnx
 from macer_serve.checkpoint.same_logits import require_same_logits
 from macer_serve.cli import main
-from macer_serve.cli.exit_codes import EXIT_CODES
+from macer_serve.cli.exit_codes import exit_code
 from macer_serve.errors import CheckpointError, EngineError, EngineMismatchError, OutputError
 
 
@@ -176,7 +176,7 @@ def test_a_file_that_differs_is_not_left(
     before = out.read_bytes()
     exporter(perturb)
     result = CliRunner().invoke(main, ["export", str(digits), "--out", str(out)])
-    assert result.exit_code == EXIT_CODES[EngineMismatchError]
+    assert result.exit_code == exit_code(EngineMismatchError("x"))
     assert "do not compute the same logits" in result.stderr
     assert out.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
@@ -206,5 +206,5 @@ def test_places_that_cannot_be_written_and_missing_checkpoints_get_a_sentence(
     with pytest.raises(OutputError, match=r"model\.onnx cannot be written: "):
         export_onnx(digits, tmp_path / "file" / "model.onnx")
     result = macer_export("bundled:nowhere", tmp_path / "model.onnx")
-    assert result.exit_code == EXIT_CODES[CheckpointError]
+    assert result.exit_code == exit_code(CheckpointError("x"))
     assert "is not a checkpoint" in result.stderr

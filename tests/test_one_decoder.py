@@ -110,7 +110,7 @@ def test_the_command_has_the_input_of_the_bytes(
     for path, digest in digests.items():
         result = CliRunner().invoke(main, ["predict", str(path), "--n0", "1", "--n", "1", "--json"])
         assert result.exit_code == 0, result.output
-        assert json.loads(result.stdout)["input"]["digest"] == digest, path
+        assert json.loads(result.stdout)["certificate"]["input"]["digest"] == digest, path
 
 
 def test_the_server_has_the_input_of_the_bytes(digests: dict[Path, str]) -> None:

@@ -74,21 +74,27 @@ def test_the_words() -> None:
         "9 votes, even unanimous, prove nothing at alpha 0.001: at least 10 votes are needed"
     )
     assert too_few_votes(Plan(n=1)) == "1 vote proves nothing at alpha 0.001: at least 10 votes are needed"
-    assert too_few_votes(Plan(n=900, alpha=1e-300)) == (
-        "900 votes, even unanimous, prove nothing at alpha 1e-300: at least 997 votes are needed"
+    assert too_few_votes(Plan(n=30, alpha=1e-12)) == (
+        "30 votes, even unanimous, prove nothing at alpha 1e-12: at least 40 votes are needed"
     )
 
 
 @pytest.mark.parametrize("stopped", ["deadline", "cap", "tolerance", "futility", "n"])
 def test_too_few_votes_come_before_every_other_reason(stopped: Any) -> None:
     votes = (0, 0, 9)
-    claim = Claim(None, 0.0, 0.0, 1.0, top_class=2, votes=votes, n=9, selection_votes=(0, 0, 100), stopped=stopped)
+    claim = Claim(
+        None, 0.0, 0.0, 1.0, top_class=2, votes=votes, n=9, proof_votes=votes, proof_n=9, selection_votes=(0, 0, 100),
+        stopped=stopped,
+    )  # fmt: skip
     told = reason(claim, Plan(n=12, tolerance=0.1), CLASSES)
     assert told == "12 votes, even unanimous, prove nothing at alpha 0.001: at least 13 votes are needed"
 
 
 def test_split_votes_are_still_called_split() -> None:
-    claim = Claim(None, 0.0, 0.1, 0.9, top_class=2, votes=(5, 0, 5), n=10, selection_votes=(0, 0, 100), stopped="n")
+    claim = Claim(
+        None, 0.0, 0.1, 0.9, top_class=2, votes=(5, 0, 5), n=10, proof_votes=(5, 0, 5), proof_n=10,
+        selection_votes=(0, 0, 100), stopped="n",
+    )  # fmt: skip
     assert str(reason(claim, Plan(n=10), CLASSES)).startswith("votes were split: cat 50.0 %, ship 50.0 %")
 
 

@@ -158,6 +158,11 @@ class CheckpointConfig:
         The noise of an image follows from this digest. Editing the name, the metrics or other notes changes nothing.
         """
         whole = self.to_json() | {"outputs": self.outputs}
+        # 1, 1.0 and -0.0 against 0.0: one claim must have one digest, or each way to write it would be another chance.
+        whole |= {
+            "sigma": float(self.sigma),
+            **{name: [float(v) + 0.0 for v in whole[name]] for name in ("mean", "std")},
+        }
         return digest_of(canonical_json({name: whole[name] for name in _CLAIM}))
 
     def to_json(self) -> dict[str, Any]:

@@ -35,4 +35,5 @@ def policy_of(plan: Plan, noise: str) -> dict[str, Any]:
 def policy_digest(plan: Plan, noise: str) -> str:
     """Returns `sha256:` and the digest of the policy's canonical JSON: sorted names, no spaces, UTF-8."""
     record = json.dumps(policy_of(plan, noise), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return "sha256:" + hashlib.sha256(record.encode()).hexdigest()
+    encoded = record.encode(errors="surrogatepass")  # a record from outside may name its noise by anything
+    return "sha256:" + hashlib.sha256(encoded).hexdigest()

@@ -26,7 +26,7 @@ from macer_serve.smoothing.certificate import Certificate, ranked
 from macer_serve.smoothing.noise import NoiseKind, kind_of
 from macer_serve.smoothing.policy import policy_digest
 from macer_serve.verification.findings import Finding, Verification, agrees, fails, holds, shown, unchecked
-from macer_serve.verification.reading import Document, read_document
+from macer_serve.verification.reading import Document, read_document, same
 from macer_serve.verification.record import Basis, examine_record
 from macer_serve.verification.verdicts import Verdict
 from macer_serve.verification.votes import RECOUNT, Progress, recounted
@@ -61,7 +61,10 @@ def verify(
     key, found = _signature(document, keys)
     found += _around(document, config if same_model else None)
     record, basis = examine_record(
-        c, config.classes if same_model else None, "its labels are not known: the checkpoint is another"
+        c,
+        config.classes if same_model else None,
+        "its labels are not known: the checkpoint is another",
+        authentic=key is not None,
     )
     kind = kind_of(c.noise)
     classifier = SmoothedClassifier(config, noise=kind or "exact", limits=_LIMITS)
@@ -147,7 +150,7 @@ def _around(document: Document, config: CheckpointConfig | None) -> list[Finding
     found = [
         fails(f"answer.{name}", f"around the certificate {shown(answer[name])}, in it {shown(value)}")
         for name, value in said.items()
-        if name in answer and answer[name] != value
+        if name in answer and not same(answer[name], value)
     ]
     found += [fails(f"answer.{shown(name)}", "answers have no such field, and nobody signed it") for name in unknown]
     if "top" in answer and config is None:
@@ -163,7 +166,7 @@ def _around(document: Document, config: CheckpointConfig | None) -> list[Finding
             TypeError,
         ):  # votes that cannot be read are named elsewhere
             top = []
-        if answer["top"] != top:
+        if not same(answer["top"], top):
             found.append(fails("answer.top", f"{shown(answer['top'])} is not what the votes say"))
     return found or [holds("answer", "says what the certificate in it says")]
 

@@ -59,19 +59,24 @@ def _read(data: bytes) -> Document:
         raise ParameterError("not a certificate: certificate_jws must be text")
     signed, copy = _signed(jws), document["certificate"]
     record = plain_numbers(signed.to_json())
-    beside = tuple(
-        sorted(k for k in {*record, *copy} if k not in copy or k not in record or plain_numbers(copy[k]) != record[k])
-    )
+    names = sorted({*record, *copy})
+    beside = tuple(k for k in names if k not in copy or k not in record or not same(copy[k], record[k]))
     return Document(signed, jws, document, beside)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Returns whether two JSON values are the same: true is not 1, but 1.0 is."""
+    one, other = (json.dumps(plain_numbers(value), sort_keys=True) for value in (one, other))
+    return bool(one == other)
+
+
 def _signed(jws: str) -> Certificate:
-    return Certificate.from_json(_json(take_apart(jws).payload))
+    return Certificate.from_json(_json(take_apart(jws).payload, "utf-8"))
 
 
-def _json(data: bytes) -> Any:
+def _json(data: bytes, encoding: str = "utf-8-sig") -> Any:
     try:
-        document = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_float=_number)
+        document = json.loads(data.decode(encoding), object_pairs_hook=_object, parse_float=_number)
     except RecursionError:
         raise ParameterError("not a certificate: nested too deeply") from None
     except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits

@@ -1,7 +1,7 @@
 """Checks of a record by itself: pure functions of its fields, without image or network.
 
 A derived field is compared with the value that follows from the fields before it. Earlier fields are taken as recorded
-if they hold, so that one changed field is named and not every field that follows from it. Bounds must agree to 1e-9 of
+if they hold, so that one changed field is named and not every field that follows from it. Bounds must agree to 1e-10 of
 their distance from 0 and 1, because versions of SciPy differ in last digits. Rounding radii down allows for more.
 """
 
@@ -28,7 +28,7 @@ from macer_serve.verification.findings import Finding, agrees, escaped, fails, h
 
 MAX_SIDE = 2048  # of model inputs whose fit is computed again: larger ones take minutes
 MAX_WORK = 15 * 10**8  # stakes evaluated for the bounds of a soft record, some seconds
-_SAME = 1e-9  # relative: bounds
+_SAME = 1e-10  # relative: bounds
 _REASONS = {"fixed": (), "radius": ("radius", "futility"), "tolerance": ("tolerance",)}
 _EDGE = 1e-10  # absolute: radii before they are rounded down, by which 1e-9 is taken off
 
@@ -54,11 +54,12 @@ class Basis:
 
 
 def examine_record(
-    c: Certificate, classes: tuple[str, ...] | None, no_classes: str
+    c: Certificate, classes: tuple[str, ...] | None, no_classes: str, *, authentic: bool
 ) -> tuple[list[Finding], Basis | None]:
     """Returns the findings, and what votes can be compared with; None if the record cannot be read.
 
-    `classes` are the labels of the model; if they are None, `no_classes` says why.
+    `classes` are the labels of the model; if they are None, `no_classes` says why. Unless the record is `authentic`,
+    only so much work is spent on its bounds as `MAX_WORK` allows.
     """
     try:
         plan = Plan.from_json(c.plan)
@@ -81,7 +82,7 @@ def examine_record(
     if basis is None:
         return [*found, unchecked("all that follows", "there are no votes that it could follow from"), *about_fit], None
     found.append(_stopped(c, basis))
-    proof, about_proof = _proof(c, basis)
+    proof, about_proof = _proof(c, basis, authentic)
     found += about_proof
     if proof is not None:
         found += _words(c, basis, proof, classes, no_classes)
@@ -170,13 +171,13 @@ def _stopped(c: Certificate, basis: Basis) -> Finding:
     return fails("stopped", words)
 
 
-def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
+def _proof(c: Certificate, basis: Basis, authentic: bool) -> tuple[Proof | None, list[Finding]]:
     """Returns the proof that the record should state, with its fields as recorded if they hold."""
     plan, source = basis.plan, "proof_votes, plan and tau"
     if not (0.005 <= c.sigma <= 4.0 and 0.0 <= c.tau <= 1.0):
         return None, [unchecked("p_lower, p_upper, radius", "sigma or tau are outside their range")]
     proof = Proof(None, 0.0, 0.0, 1.0)
-    if basis.looked and plan.soft:
+    if basis.looked and plan.soft and not authentic:
         held = (basis.proof_votes > 0).sum(axis=1).tolist()
         if mixture.work(held, plan.n) > MAX_WORK:
             words = f"{sum(held):,} levels of votes under a plan of {plan.n:,} would take too long to evaluate"
@@ -195,12 +196,11 @@ def _proof(c: Certificate, basis: Basis) -> tuple[Proof | None, list[Finding]]:
     ]
     proof = replace(proof, p_lower=p_lower, p_upper=p_upper)
     if plan.mode == "certify":
-        class_id = basis.top if proof.p_lower > proof.p_upper else None
         radius = two_sided_radius(proof.p_lower, proof.p_upper, c.sigma)
         # Two values are accepted only at the edge of the last digit shown.
         either = {round_down(max(0.0, radius - _EDGE)), round_down(radius + _EDGE), proof.radius}
         lawful = float(c.radius) if c.radius in either else round_down(radius)
-        proof = replace(proof, class_id=class_id, radius=lawful)
+        proof = replace(proof, radius=lawful)
     found.append(agrees("radius", float(c.radius), proof.radius, "p_lower, p_upper and sigma"))
     found.append(agrees("class_id", c.class_id, proof.class_id, "the votes"))
     found.append(agrees("abstained", c.abstained, proof.class_id is None, "the bounds"))

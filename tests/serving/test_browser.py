@@ -162,6 +162,6 @@ def test_the_documentation_works_offline_and_sends_a_request(browser: Any, serve
     operation.locator(".execute").click()
     operation.locator(".live-responses-table .response-col_status").first.wait_for()
     assert operation.locator(".live-responses-table .response .response-col_status").first.inner_text().strip() == "200"
-    assert '"ship"' in operation.locator(".live-responses-table .response-col_description").first.inner_text()
+    assert '"ship"' in operation.locator(".live-responses-table .response .response-col_description").first.inner_text()
     context.close()
     assert not faults

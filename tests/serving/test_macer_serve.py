@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -185,6 +186,9 @@ def served() -> Iterator[Server]:
 
 
 def test_it_says_that_it_is_ready_and_nothing_else(served: Server) -> None:
+    deadline = time.monotonic() + 60  # /readyz answers a moment before the line is printed
+    while not served.log() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert served.log() == f"ready: {served.url}/\n"
 
 

@@ -112,7 +112,7 @@ def test_three_commands_lead_from_a_network_to_a_certificate(own: Server, folder
     done = subprocess.run(shlex.split(command), cwd=folder, capture_output=True, text=True, check=True, timeout=200)
     answer = json.loads(done.stdout)
     config = load_config(folder / "runs" / "mine")
-    assert answer["certificate"]["model"] == {"name": "mine", "digest": config.digest}
+    assert answer["certificate"]["model"] == {"name": "cifar10", "digest": config.digest}  # the YAML's name
     assert answer["label"] in ("cat", "dog", None)
     assert sum(answer["certificate"]["votes"]) == answer["certificate"]["n"] > 0
     assert answer["certificate"]["engine"].startswith("onnx-cpu-fp32-")
