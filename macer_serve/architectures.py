@@ -34,7 +34,7 @@ class Normalise(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2016); 1x1 convolution + BN where the shape changes."""
+    """Two 3x3 convolutions beside a shortcut (He et al. 2016); 1x1 convolution + BN if the shape changes."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()

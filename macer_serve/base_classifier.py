@@ -108,7 +108,7 @@ def relative_error(logits: npt.NDArray[np.float32], plain: npt.NDArray[np.float3
 
 
 def error_of_batch(logits: npt.NDArray[np.float32], plain: npt.NDArray[np.float32]) -> float:
-    """Returns the `relative_error` of logits of the first images only, on the scale of the plain logits of all.
+    """Returns the `relative_error` of the logits of the first images. The scale is that of all plain logits.
 
     A batch of one has no scale of its own.
     """

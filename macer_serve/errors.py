@@ -15,12 +15,13 @@
     │   ├── UndecodableError        damaged, empty, or not an image at all
     │   ├── UnsupportedTypeError    an image, of a kind that is not accepted
     │   └── TooLargeError           too many bytes or pixels
-    ├── VerificationError           a signature or proof that cannot be accepted
-    │   ├── SignatureError          it does not hold
-    │   └── OtherKeyError           it was made with a key that the auditor does not hold
+    ├── VerificationError           a signature or a seed proof that cannot be accepted
+    │   ├── SignatureError          a signature or a seed proof that does not hold
+    │   └── OtherKeyError           a signature by a key that the auditor does not hold
     └── ServingError                a server that cannot start, or cannot answer now
 
-Each edge answers them by a table of its own: `macer_serve.cli.exit_codes`, `macer_serve.serving.problems`.
+The command maps errors to exit codes (`macer_serve.cli.exit_codes`). The server maps errors to HTTP statuses
+(`macer_serve.serving.problems`).
 """
 
 from __future__ import annotations

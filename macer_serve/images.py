@@ -1,7 +1,7 @@
 """The only decoder of image files, for uploads and data sets alike: PNG, JPEG or WebP bytes to 8-bit RGB pixels.
 
-Uploads are hostile until proved otherwise: whatever a file makes Pillow do, only arrays and `UploadError`s come out of
-here. An upload means its decoded RGB pixels. Colour profiles are not applied: the network sees the numbers in the file.
+Uploads are not trusted. Whatever a file makes Pillow do, the decoder returns an array or raises `UploadError`. "The
+upload" means its decoded RGB pixels. Colour profiles are not applied, so the network sees the numbers in the file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")  # the others stan
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """What an upload may weigh: file bytes, and pixels (width x height). Raises `ParameterError` out of range."""
+    """The limits of an upload, in file bytes and in pixels (width x height). Raises `ParameterError` out of range."""
 
     bytes: int = 10 * 2**20
     pixels: int = 25_000_000

@@ -1,4 +1,4 @@
-"""The training loop. It knows batches, steps and saving, and nothing of methods.
+"""The training loop. It handles batches, steps and saving, and does not depend on the method.
 
 Every random number is addressed by (seed, epoch, step, rank). The state of a run is its weights, its optimiser and its
 place, so that a run that was stopped anywhere continues to the very weights it would have reached.

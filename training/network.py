@@ -61,7 +61,7 @@ class Group:
 
 
 class Agreement:
-    """Tells all workers at the same step, one later, whether any of them said yes.
+    """Tells every worker whether any worker raised the flag at the step before.
 
     The hosts exchange the answers during a step, so that neither they nor their devices wait.
     """
@@ -108,7 +108,7 @@ class Network:
             return self._forward(x)  # type: ignore[no-any-return]
 
     def _needs_two(self, shape: tuple[int, ...]) -> bool:
-        """Whether batch normalisation, in training mode, refuses one copy of this shape. Remembers the answer."""
+        """Returns whether batch normalisation in training mode refuses a batch of one copy. The result is kept."""
         if shape not in self._refused:
             try:
                 if self.norms:

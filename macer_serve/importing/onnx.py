@@ -1,7 +1,7 @@
 """ONNX files: vetted, whole in memory, and with the input's shape if the file states it.
 
-Refused are external data outside the file's own folder, operators of other domains than ONNX's own (they need code),
-operator sets that onnxruntime does not run, weights that are not finite, and more than one input or output.
+The importer refuses external data outside the file's own folder, operators of other domains than ONNX's own (they need
+code), operator sets that onnxruntime does not run, weights that are not finite, and more than one input or output.
 """
 
 from __future__ import annotations

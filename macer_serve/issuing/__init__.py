@@ -15,7 +15,7 @@ anything but the key and what is signed.
 
 from __future__ import annotations
 
-from macer_serve.issuing.evaluation import EvaluationSeed, SeedSource
+from macer_serve.issuing.evaluation_seeds import EvaluationSeed, SeedSource
 from macer_serve.issuing.issuer import Issuer
 from macer_serve.issuing.jws import CERTIFICATE, CLAIM
 from macer_serve.issuing.key_set import KeySet, Signed

@@ -32,7 +32,7 @@ def write_new(path: Path, text: str) -> None:
 
 
 def others_can_read(path: Path) -> bool:
-    """Returns whether users other than the owner can read the file. False where files have no such modes."""
+    """Returns whether users other than the owner can read the file. Returns False if files have no such modes."""
     return os.name == "posix" and path.is_file() and bool(path.stat().st_mode & 0o077)
 
 

@@ -1,8 +1,8 @@
 """Noise seeds that anybody with the issuer's public key can check, and nobody without the private key can predict.
 
 The seed of an input is the hash of its seed proof, and the seed proof is the unique signature of the digests of the
-input, the model and the policy. RFC 9381 defines such verifiable random functions; its RSA-FDH-VRF (section 4) hashes a
-unique signature likewise.
+input, the model and the policy. RFC 9381 defines such verifiable random functions. Its RSA-FDH-VRF (section 4)
+also hashes a unique signature.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Html = tuple[str, dict[str, str]]
 
 
 def _policed(html: str, scripts: str) -> Html:
-    """Returns a page with its headers: its own inline scripts run, those of `scripts`, and no others."""
+    """Returns a page whose headers allow its inline scripts and the scripts in `scripts` only."""
     digests = [hashlib.sha256(text.encode()).digest() for text in re.findall(r"<script>(.*?)</script>", html, re.S)]
     allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return html, {

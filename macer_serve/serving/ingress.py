@@ -23,7 +23,7 @@ from macer_serve.images import UploadLimits
 from macer_serve.issuing import Issuer, SeedProof
 from macer_serve.serving import problems
 from macer_serve.serving.documentation import ASSETS, BODY, DOCS, PAGE, PROBLEMS, RESPONSES, asset
-from macer_serve.serving.middleware import Cors, ReadOn
+from macer_serve.serving.middleware import Cors, DrainRequestBody
 from macer_serve.serving.ports import keep_to_loopback, metrics_addresses
 from macer_serve.serving.problems import (
     ClientLeftError,
@@ -59,7 +59,7 @@ app = FastAPI(
     redoc_url=None,
 )
 problems.install(app)
-app.add_middleware(ReadOn)
+app.add_middleware(DrainRequestBody)
 app.add_middleware(Cors)
 
 
@@ -72,10 +72,10 @@ class Served:
     settings: ModelSettings
 
 
-async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work; raises `ClientLeftError` as soon as the client is gone, the work cancelled.
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Returns the result of the work. If the client disconnects, cancels the work and raises `ClientLeftError`.
 
-    Ray cancels, too, but a client can forbid it that by a header.
+    Ray cancels work, too, but a client can forbid that by a header.
     """
 
     async def left() -> None:
@@ -234,7 +234,7 @@ class Ingress:
             raise ParameterError(f"timeout_s must not exceed this server's {limit:g}, not {timeout_s:g}")
         budget = limit if timeout_s is None else timeout_s
         async with AsyncExitStack() as place:
-            await place.enter_async_context(self._place())
+            await place.enter_async_context(self._slot())
             try:
                 async with asyncio.timeout(limit):
                     data = await read_image(request, self._limits.bytes)
@@ -242,12 +242,12 @@ class Ingress:
                 raise SlowUploadError(f"the upload was not complete after {limit:g} s") from None
             uploaded = time.perf_counter()
             decoding = self._decode(served, data, plan)
-            model_input, proof, began, decoded = await _unless_left(request, decoding)
+            model_input, proof, began, decoded = await _cancel_on_disconnect(request, decoding)
 
             async def certify(report: Callable[[Progress], None] | None = None) -> Answer:
                 growing = None if report is None else lambda certificate: report(progress(certificate))
                 work = _certify(served, model_input, proof, plan, cap, budget, growing)
-                certificate = await _unless_left(request, work)
+                certificate = await _cancel_on_disconnect(request, work)
                 jws = await asyncio.get_running_loop().run_in_executor(
                     self._signer, served.classifier.signed, certificate
                 )
@@ -279,10 +279,10 @@ class Ingress:
             raise UnknownModelError(f"there is no model {name!r}; choose one of: {', '.join(self._models)}") from None
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """Holds one of the places for requests in work.
+    async def _slot(self) -> AsyncIterator[None]:
+        """Holds one request slot until the context ends.
 
-        Raises `OverloadedError` if all are taken, `DrainingError` if the server is about to end.
+        Raises `OverloadedError` if all slots are taken, `DrainingError` if the server is about to end.
         """
         if self._draining:
             raise DrainingError("the server is shutting down; try again shortly")

@@ -1,4 +1,4 @@
-"""What stands between Serve's proxy and the routes: reading refused bodies, and answers to pages of other origins."""
+"""Middleware that reads the rest of refused request bodies, and that answers pages of other origins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ READ_ON_S = 30.0
 IDLE_S = 2.0  # a client that sends nothing for so long waits for the answer
 
 
-class ReadOn:
+class DrainRequestBody:
     """Reads what is left of a request's body before the answer begins, within bounds.
 
     Most clients read no answer before they have sent their whole request. If the server stopped reading, they would see

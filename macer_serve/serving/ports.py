@@ -96,7 +96,7 @@ def _taken(port: int, by: list[Process]) -> ServingError:
 
 
 def _starter(worker: Process) -> Process:
-    """Returns the process that started a Ray worker's instance, which ends it; any other process itself."""
+    """Returns the process that started the worker's Ray instance. Of any other process, returns that process."""
     try:
         if worker.command.startswith("ray::") and (starter := process(process(worker.parent).parent)).pid > 1:
             return starter

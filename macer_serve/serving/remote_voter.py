@@ -77,7 +77,7 @@ class RemoteVoter:
             await asyncio.gather(*left, return_exceptions=True)
 
     async def _count(self, request: VoteRequest) -> list[Votes]:
-        """The votes of one step; a lost replica costs a repetition of the same draws, and changes no vote."""
+        """Returns the votes of one pass. If a replica fails, the same draws are repeated and give the same votes."""
         for attempt in range(_ATTEMPTS):
             response = self._handle.count.remote(request)
             try:

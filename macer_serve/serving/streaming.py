@@ -18,7 +18,7 @@ Certify = Callable[[Callable[[BaseModel], None]], Coroutine[None, None, BaseMode
 
 
 class EventStream(EventSourceResponse):
-    """A stream of events that gives back its place among the requests in work, however it ends."""
+    """A stream of events that releases its request slot when it ends, however it ends."""
 
     def __init__(self, events: AsyncIterator[bytes], release: Callable[[], Awaitable[object]]) -> None:
         # Proxies that collect a response before they pass it on would defeat its purpose.
@@ -58,7 +58,7 @@ async def events(certify: Certify, where: str) -> AsyncIterator[bytes]:
 
 
 async def _latest(states: asyncio.Queue[BaseModel | None]) -> BaseModel | None:
-    """The newest state; None once the work has ended and every reader has what it reached."""
+    """Returns the newest state, or None after the work has ended and the last state was read."""
     state = await states.get()
     while state is not None and not states.empty():
         if (newer := states.get_nowait()) is None:

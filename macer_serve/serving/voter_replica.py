@@ -47,7 +47,7 @@ class VoterDescription:
 
 
 def copies(requests: list[VoteRequest]) -> int:
-    """The size of a batch of requests, in noisy copies: what `serve.batch` fills a pass by."""
+    """Returns the number of noisy copies in a batch of requests. `serve.batch` limits this number."""
     return sum(len(request) for request in requests)
 
 
@@ -69,7 +69,7 @@ class VoterReplica:
         )(self._one_pass)
 
     async def describe(self) -> VoterDescription:
-        """The engine, proved at warm-up; answering at all means being ready."""
+        """Returns the voter's description. A replica that answers is ready, because warm-up comes first."""
         voter = self._voter
         return VoterDescription(self._digest, voter.engine, voter.batch_sizes, voter.workers, self._passes)
 

@@ -5,9 +5,9 @@
         ...                              # a Draw: obtain its votes, run.add(draw, votes); Waiting: collect votes
     claim = run.claim()
 
-Draws are index ranges of the noise stream; a driver may cut them, have several in flight and return them in
-any order. Only complete prefixes are evaluated, at the plan's looks only, so that the answer depends neither
-on the cutting nor on who was first.
+Draws are index ranges of the noise stream; a driver may cut them, have several in flight and return them in any order.
+Only complete prefixes are evaluated, at the plan's looks only, so that the answer depends neither on how draws are cut
+nor on the order in which votes arrive.
 """
 
 from __future__ import annotations

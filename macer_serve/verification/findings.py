@@ -39,13 +39,13 @@ class Verification:
 
     @property
     def verdict(self) -> Verdict:
-        """The gravest verdict of what does not hold; if everything holds, of what was not checked."""
+        """The gravest verdict among failed checks. If no check failed, the gravest among checks that were not made."""
         failed = gravest([f.means for f in self.failed])
         return gravest([f.means for f in self.not_checked]) if failed is Verdict.PROVED else failed
 
     @property
     def reasons(self) -> tuple[Finding, ...]:
-        """The findings that the verdict rests on: what does not hold, or else what was not checked."""
+        """The findings that the verdict rests on: failed checks, or else checks that were not made."""
         return self.failed or self.not_checked
 
     def to_json(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Verdict(Enum):
 
     @property
     def refutes(self) -> bool:
-        """Whether the document must not be relied on: something about it is false, or about something else."""
+        """Whether the verdict refutes the document. A refuted document is false, or about another image or model."""
         return _RANK[self] <= _RANK[Verdict.POLICY_NOT_FIXED]
 
 

@@ -246,7 +246,7 @@ def _packed(tasks: tuple[Task, ...], size: int) -> Iterator[list[tuple[int, Draw
 
 
 def _joined(pieces: list[tuple[Task, Draw]]) -> list[tuple[Task, Draw]]:
-    """Returns the pieces, joined where they follow each other in one stream: looks cut finely, noise need not be."""
+    """Returns the pieces, with adjacent pieces of one stream joined. Noise is drawn faster in larger pieces."""
     joined: list[tuple[Task, Draw]] = []
     for task, draw in pieces:
         if joined:

@@ -41,7 +41,7 @@ def _published(dataset: str, sigma: float) -> Recipe:
 
 
 def _fast(dataset: str, sigma: float) -> Recipe:
-    """Ours; see `docs/training.md`."""
+    """Returns this project's own fast recipe; see `docs/training.md`."""
     if dataset == "mnist":
         return _published(dataset, sigma).with_options(epochs=30)
     epochs, rate, decay = {"cifar10": (150, 0.2, 5e-4), "imagenet": (30, 0.5, 5e-5)}[dataset]

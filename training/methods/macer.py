@@ -167,8 +167,11 @@ def _short(dataset: str, sigma: float) -> Recipe:
 
 
 def _fast(dataset: str, sigma: float) -> Recipe:
-    """Ours; see `docs/training.md`. Gaussian augmentation comes first, since the robustness loss costs k times as much
-    and counts only images that are classified rightly."""
+    """Returns this project's own fast recipe; see `docs/training.md`.
+
+    Gaussian augmentation comes first, since the robustness loss costs k times as much and counts only images that are
+    classified correctly.
+    """
     published = _published(dataset, sigma)
     if dataset == "mnist":  # the published rates, in a third of the epochs: at higher rates the loss undoes a LeNet
         return published.with_options(epochs=30, k=4, k_deferred=1)

@@ -191,7 +191,7 @@ def _published(dataset: str, sigma: float) -> Recipe:
 
 
 def _fast(dataset: str, sigma: float) -> Recipe:
-    """Ours; see `docs/training.md`."""
+    """Returns this project's own fast recipe; see `docs/training.md`."""
     published = _published(dataset, sigma)
     if dataset == "mnist":
         return published.with_options(epochs=30, k=1, attack_steps=1, batch=256)

@@ -89,7 +89,7 @@ def _append(file: FileIO, data: bytes) -> None:
 
 
 def _rows_to_continue(data: bytes, path: Path, settings: Settings) -> tuple[Row, ...]:
-    """Returns the rows of a log that is to be continued with these settings. Raises `LogError` if that is not so."""
+    """Returns the rows of a log that is continued. Raises `LogError` if the log cannot be, or has other settings."""
     if data.startswith(GZIP_MAGIC):
         raise LogError(f"{path} is compressed; decompress it to continue it, or {_ELSE}")
     log, columns = parse(data, str(path))

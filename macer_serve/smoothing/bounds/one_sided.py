@@ -28,7 +28,7 @@ class OneSided(Bound):
         return self.prove(budget, np.array([k, limit - k]), 0, sigma=sigma, tau=0.0).radius
 
     def may_exceed(self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float, tau: float) -> bool:
-        """Returns whether the martingale has the evidence, by one evaluation in place of its root."""
+        """Returns the same as `Bound.may_exceed` allows, by one evaluation of the martingale instead of its root."""
         if count(votes) == budget.n or "mixture" not in budget.split:  # Clopper-Pearson may prove more
             return True
         target = float(ndtr(radius / sigma)) + tau
@@ -39,7 +39,7 @@ class OneSided(Bound):
         return evidence >= mixture.threshold(budget.split["mixture"])
 
     def hopeless(self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float) -> bool:
-        """Returns what the base class does, by one evaluation of the martingale in place of its root."""
+        """Returns the same as `Bound.hopeless`, by one evaluation of the martingale instead of its root."""
         target = float(ndtr(radius / sigma))
         if target >= 1.0:
             return True
