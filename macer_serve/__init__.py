@@ -11,9 +11,14 @@ The names below are imported when they are first used, so that `import macer_ser
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from macer_serve.version import __version__
+
+# MKL reads this before its first product. Otherwise the last bits of small products depend on where a row lies in
+# memory, and so on a copy's position in the batch. An engine with such products is refused.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 if TYPE_CHECKING:
     from macer_serve.checkpoint import load_checkpoint

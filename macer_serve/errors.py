@@ -8,6 +8,7 @@
     ├── LogError                    a certification log that cannot be read or continued
     ├── OutputError                 an output that cannot be written, or that another process is writing
     ├── TrainingError               a run that cannot start, continue or converge
+    │   └── InterruptedRunError     a run that was told to stop, and saved its state
     ├── EngineError                 a voter that cannot do what was asked of it
     │   └── EngineMismatchError     two voters that do not compute the same base classifier
     ├── IssuerKeyError              a key file or key set that cannot be used, or a key that is refused
@@ -71,6 +72,10 @@ class OutputError(MacerError):
 
 class TrainingError(MacerError):
     title = "Training stopped"
+
+
+class InterruptedRunError(TrainingError):
+    """Raised after SIGTERM or SIGINT, when the state of the run is saved."""
 
 
 class EngineError(MacerError):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from macer_serve.errors import TrainingError
+from macer_serve.errors import InterruptedRunError, TrainingError
 from macer_serve.training.data import Batches, generator_for
 from macer_serve.training.method import Step
 from macer_serve.training.methods import METHODS
@@ -35,13 +35,6 @@ log = logging.getLogger(__name__)
 # Steps after which a large loss counts as divergence: the first ones, from random weights, may overshoot.
 _SETTLED = 100
 AfterEpoch = Callable[[int, nn.Module], None]
-
-
-class InterruptedRunError(TrainingError):
-    """The run was asked to stop, and its state is saved."""
-
-    exit_code = 143
-    title = "Training interrupted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macer_serve.datasets import load_dataset
-from macer_serve.errors import MacerError, ParameterError, TrainingError, first_line
-from macer_serve.training.loop import InterruptedRunError, stop_requests
+from macer_serve.errors import InterruptedRunError, MacerError, ParameterError, TrainingError, first_line
+from macer_serve.training.loop import stop_requests
 from macer_serve.training.network import Agreement, Group
 from macer_serve.training.options import Callbacks, TrainingOptions
 from macer_serve.training.recipe import Recipe

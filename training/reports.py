@@ -6,8 +6,8 @@ import contextlib
 import time
 from typing import Any
 
+from macer_serve.errors import InterruptedRunError
 from macer_serve.evaluation.logs import Row
-from macer_serve.training.loop import InterruptedRunError
 from macer_serve.training.network import Group
 from macer_serve.training.options import Callbacks
 

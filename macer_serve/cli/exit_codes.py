@@ -12,6 +12,7 @@ EXIT_CODES: dict[type[errors.MacerError], int] = {
     errors.DataError: 4,
     errors.LogError: 5,
     errors.TrainingError: 6,
+    errors.InterruptedRunError: 143,  # as a shell reports SIGTERM
     errors.EngineError: 7,
     errors.UploadError: 8,
     errors.ServingError: 9,

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from small_runs import CPU, EXACT, QUICK, RECIPES, digits, lenet, residual, small_images
 from torch import nn
 
+from macer_serve.errors import InterruptedRunError
 from macer_serve.training.data import DeviceBatches
-from macer_serve.training.loop import InterruptedRunError, LoopOptions, _Run, train
+from macer_serve.training.loop import LoopOptions, _Run, train
 from macer_serve.training.recipes import recipe
 from macer_serve.training.run_state import RunFolder
 

@@ -18,7 +18,7 @@ from click.testing import Result
 from small_runs import QUICK, states_of
 from tensorboardX.proto.event_pb2 import Event
 
-from macer_serve.training.loop import InterruptedRunError
+from macer_serve.errors import InterruptedRunError
 from macer_serve.training.options import Callbacks, TrainingOptions
 from macer_serve.training.recipes import recipe
 from macer_serve.training.run import run_training

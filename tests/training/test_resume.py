@@ -155,7 +155,7 @@ def test_a_diverging_run_names_its_last_finite_state_only_if_there_is_one(
     how = (*QUICK, "--method", method, *few, *save_every, "--data-dir", mnist, "--lr", rate)
     stopped = train(*how, "--out", tmp_path / "out")
     assert stopped.exit_code == 6, stopped.output
-    assert "lower --lr" in stopped.output
+    assert "lower learning rate" in stopped.output
     assert not (tmp_path / "out").exists(), "no checkpoint is made of it"
     states = states_of(tmp_path / "out")
     assert (f"the last finite state is kept: {states[-1] if states else None}" in stopped.output) == bool(states)

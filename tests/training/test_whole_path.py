@@ -48,7 +48,7 @@ def test_train_certify_report_predict(train: Train, tmp_path: Path, method: str)
     assert report["images"] == 5
     assert report["acr"] == pytest.approx(sum(correct) / 5)
 
-    certificate = json.loads(macer("predict", IMAGE, "--checkpoint", out, "--n", 500, "--json").stdout)
+    certificate = json.loads(macer("predict", IMAGE, "--checkpoint", out, "--n", 500, "--json").stdout)["certificate"]
     assert certificate["model"]["name"] == "mine"
     assert sum(certificate["votes"]) == certificate["n"] == 500
 
