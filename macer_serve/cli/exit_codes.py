@@ -12,7 +12,6 @@ EXIT_CODES: dict[type[errors.MacerError], int] = {
     errors.DataError: 4,
     errors.LogError: 5,
     errors.TrainingError: 6,
-    errors.InterruptedRunError: 143,  # as a shell reports SIGTERM
     errors.EngineError: 7,
     errors.UploadError: 8,
     errors.ServingError: 9,
@@ -21,6 +20,9 @@ EXIT_CODES: dict[type[errors.MacerError], int] = {
     errors.OutputError: 16,
     errors.IssuerKeyError: 17,
 }
+
+# Of a training run that was told to stop and saved its state, as a shell reports SIGTERM.
+STOPPED = 143
 
 # Of `macer verify`, by verdict. Verdicts of 10 to 19 refute the certificate.
 VERDICTS = {

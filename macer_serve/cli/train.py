@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from macer_serve.cli.data_options import data_options
+from macer_serve.cli.exit_codes import STOPPED
 from macer_serve.cli.options import Command, with_options
 from macer_serve.datasets import Split, require_present
-from macer_serve.errors import DataError
+from macer_serve.errors import DataError, InterruptedRunError
 from macer_serve.training.methods import METHODS
 from macer_serve.training.options import WITHOUT_HELD_OUT, Callbacks, TrainingOptions
 from macer_serve.training.recipes import NAMES, OPTIONS, recipe, source
@@ -129,7 +130,11 @@ def command(**options: Any) -> None:
     click.echo(_table(settings.dataset, f"{name} ({whose})", chosen, given), err=True)
     with _Bars(chosen.epochs, settings.held_out) as bars:
         callbacks = Callbacks(progress=bars.step, certified=bars.certified, checked=bars.checked, note=_note)
-        config = run_training(settings, chosen, callbacks)
+        try:
+            config = run_training(settings, chosen, callbacks)
+        except InterruptedRunError as error:
+            click.echo(f"macer: {error}", err=True)
+            sys.exit(STOPPED)
     if held_out := config.metrics.get("held_out"):
         click.echo(_curve(held_out), err=True)
     click.echo(f"wrote {settings.out}  {config.digest}")
