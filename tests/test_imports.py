@@ -85,6 +85,7 @@ ALLOWED = {
         "inputs",
     },
     "evaluation": {
+        "atomic_writes",
         "errors",
         "locks",
         "smoothed",

@@ -20,19 +20,19 @@ def read_object(text: str | bytes) -> dict[str, Any]:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        document = json.loads(text, object_pairs_hook=_object)
+        document = json.loads(text, object_pairs_hook=unique_names)
     except RecursionError:
         raise IssuerKeyError("not a key set: nested too deeply") from None
-    except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
+    except ValueError as error:  # not UTF-8, not JSON, a repeated name, or an integer of thousands of digits
         raise IssuerKeyError(f"not a key set: {ascii(first_line(error))[1:-1]}") from None
     if not isinstance(document, dict):
         raise IssuerKeyError("not a key set: it must be a JSON object")
     return document
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object. Raises `IssuerKeyError` for a repeated name, which other readers would read differently."""
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object. Raises `ValueError` for a repeated name, which other readers would read differently."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise IssuerKeyError("not a key set: a name is given twice in one object")
+        raise ValueError("a name is given twice in one object")
     return values

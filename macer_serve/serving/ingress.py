@@ -134,10 +134,11 @@ class Ingress:
         Cors.allow(settings.cors_origins)
         self._limits = settings.limits
         limits = UploadLimits(settings.limits.bytes, settings.limits.pixels)
-        self._issuer = Issuer.read(key)  # an issuer cannot be pickled
+        issuer = Issuer.read(key)  # an issuer cannot be pickled
+        self._keys: dict[str, Any] = json.loads(issuer.keys.to_json())
         self._models = {}
         for name, m in settings.models.items():
-            classifier = SmoothedClassifier(configs[name], noise=m.noise, issuer=self._issuer, limits=limits)
+            classifier = SmoothedClassifier(configs[name], noise=m.noise, issuer=issuer, limits=limits)
             voter = RemoteVoter(voters[name], m.replicas, classifier.config.digest)
             self._models[name] = Served(classifier, voter, m)
         self._default = next(iter(settings.models))
@@ -198,7 +199,7 @@ class Ingress:
     @app.head("/.well-known/jwks.json", include_in_schema=False)
     @app.get("/.well-known/jwks.json", summary="The public keys that check seeds and signatures")
     async def keys(self) -> dict[str, Any]:
-        return json.loads(self._issuer.keys.to_json())  # type: ignore[no-any-return]
+        return self._keys
 
     @app.head("/models", include_in_schema=False)
     @app.get("/models", summary="The models served")

@@ -11,6 +11,7 @@ from typing import Any
 
 from macer_serve.errors import ParameterError
 from macer_serve.smoothing.bounds import bound_named
+from macer_serve.smoothing.canonical import canonical_json, plain_numbers
 from macer_serve.smoothing.certification import Claim
 from macer_serve.smoothing.noise import caveat_of
 from macer_serve.smoothing.plan import Plan
@@ -137,10 +138,7 @@ class Certificate:
 
         JSON knows one kind of number, so that a record that went through JavaScript or jq is still the same record.
         """
-        record = plain_numbers(self.to_json())
-        return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
-            errors="surrogatepass"  # a record from outside may hold lone surrogates; it must not crash
-        )
+        return canonical_json(plain_numbers(self.to_json()))
 
 
 def ranked(certificate: Certificate, classes: tuple[str, ...]) -> list[tuple[str, int, int]]:
@@ -153,15 +151,6 @@ def ranked(certificate: Certificate, classes: tuple[str, ...]) -> list[tuple[str
 def _frozen(value: Any) -> Any:
     """Returns the value with lists as tuples, at every depth."""
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
-
-
-def plain_numbers(value: Any) -> Any:
-    """Returns the JSON value with whole numbers as integers at every depth, below 2^53 in size."""
-    if isinstance(value, dict):
-        return {k: plain_numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain_numbers(v) for v in value]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def statement(claim: Claim, plan: Plan, noise: str) -> str:

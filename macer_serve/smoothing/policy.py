@@ -8,10 +8,10 @@ tolerance, cap and alpha. The bounds of a policy hold at all looks together, and
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 from macer_serve.smoothing import mixture
+from macer_serve.smoothing.canonical import canonical_json
 from macer_serve.smoothing.plan import Plan
 
 POLICY_VERSION = 1
@@ -33,7 +33,5 @@ def policy_of(plan: Plan, noise: str) -> dict[str, Any]:
 
 
 def policy_digest(plan: Plan, noise: str) -> str:
-    """Returns `sha256:` and the digest of the policy's canonical JSON: sorted names, no spaces, UTF-8."""
-    record = json.dumps(policy_of(plan, noise), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    encoded = record.encode(errors="surrogatepass")  # a record from outside may name its noise by anything
-    return "sha256:" + hashlib.sha256(encoded).hexdigest()
+    """Returns `sha256:` and the digest of the policy's canonical JSON."""
+    return "sha256:" + hashlib.sha256(canonical_json(policy_of(plan, noise))).hexdigest()

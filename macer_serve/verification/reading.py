@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from macer_serve.errors import ParameterError
+from macer_serve.issuing.documents import unique_names
 from macer_serve.issuing.jws import take_apart
-from macer_serve.smoothing.certificate import Certificate, plain_numbers
+from macer_serve.smoothing.canonical import canonical_json, plain_numbers
+from macer_serve.smoothing.certificate import Certificate
 from macer_serve.verification.findings import escaped
 
 MAX_BYTES = 16 * 2**20
@@ -66,8 +68,7 @@ def _read(data: bytes) -> Document:
 
 def same(one: Any, other: Any) -> bool:
     """Returns whether two JSON values are the same: true is not 1, but 1.0 is."""
-    one, other = (json.dumps(plain_numbers(value), sort_keys=True) for value in (one, other))
-    return bool(one == other)
+    return canonical_json(plain_numbers(one)) == canonical_json(plain_numbers(other))
 
 
 def _signed(jws: str) -> Certificate:
@@ -76,26 +77,18 @@ def _signed(jws: str) -> Certificate:
 
 def _json(data: bytes, encoding: str = "utf-8-sig") -> Any:
     try:
-        document = json.loads(data.decode(encoding), object_pairs_hook=_object, parse_float=_number)
+        document = json.loads(data.decode(encoding), object_pairs_hook=unique_names, parse_float=_number)
     except RecursionError:
         raise ParameterError("not a certificate: nested too deeply") from None
-    except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
+    except ValueError as error:  # not UTF-8, not JSON, a repeated name, or an integer of thousands of digits
         raise ParameterError(f"not a certificate: {error}") from error
     _check(document)
     return document
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object. Raises `ParameterError` for a repeated name, which other readers would read differently."""
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ParameterError("not a certificate: a name is given twice in one object")
-    return values
-
-
 def _number(text: str) -> float:
     if not math.isfinite(value := float(text)):
-        raise ParameterError(f"not a certificate: {text[:20]} is out of range")
+        raise ValueError(f"{text[:20]} is out of range")
     return value
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from macer_serve.atomic_writes import atomic_file
 from macer_serve.errors import LogError, ParameterError
 
 Settings = dict[str, str | int | float]
@@ -59,15 +59,7 @@ def read_settings(log: Path) -> Settings | None:
 
 
 def write_settings(log: Path, settings: Settings) -> None:
-    """Write the settings of a log, whole or not at all. Raises `OSError`."""
-    path = settings_path(log)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with staging.open("w", encoding="utf-8", newline="\n") as file:
-            json.dump({"log": VERSION, "settings": settings}, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    """Write the settings of a log, whole or not at all. Raises `OutputError`."""
+    document = json.dumps({"log": VERSION, "settings": settings}, indent=2, ensure_ascii=False)
+    with atomic_file(settings_path(log)) as file:
+        file.write(document.encode() + b"\n")
