@@ -128,13 +128,13 @@ def command(**options: Any) -> None:
     out = options.pop("out") or Path("runs") / f"{options['dataset']}-{options['method']}-sigma{options['sigma']:g}"
     settings = TrainingOptions(out=out, **options)
     click.echo(_table(settings.dataset, f"{name} ({whose})", chosen, given), err=True)
-    with _Bars(chosen.epochs, settings.held_out) as bars:
-        callbacks = Callbacks(progress=bars.step, certified=bars.certified, checked=bars.checked, note=_note)
-        try:
+    try:
+        with _Bars(chosen.epochs, settings.held_out) as bars:
+            callbacks = Callbacks(progress=bars.step, certified=bars.certified, checked=bars.checked, note=_note)
             config = run_training(settings, chosen, callbacks)
-        except InterruptedRunError as error:
-            click.echo(f"macer: {error}", err=True)
-            sys.exit(STOPPED)
+    except InterruptedRunError as error:
+        click.echo(f"macer: {error}", err=True)
+        sys.exit(STOPPED)
     if held_out := config.metrics.get("held_out"):
         click.echo(_curve(held_out), err=True)
     click.echo(f"wrote {settings.out}  {config.digest}")
