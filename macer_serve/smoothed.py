@@ -17,7 +17,6 @@ from macer_serve.checkpoint import (
     CheckpointConfig,
     describe_module,
     load_checkpoint,
-    load_config,
     write_checkpoint,
 )
 from macer_serve.errors import EngineError, ParameterError
@@ -133,13 +132,6 @@ class SmoothedClassifier:
         if self._graph is None:
             raise ParameterError("this classifier was loaded from a checkpoint: copy the checkpoint's folder")
         write_checkpoint(self.config, {GRAPH: self._graph}, folder)
-
-    @classmethod
-    def without_voter(
-        cls, checkpoint: str | Path, *, noise: NoiseKind, issuer: SeedSource, limits: UploadLimits
-    ) -> SmoothedClassifier:
-        """The checkpoint's configuration alone; votes come from elsewhere."""
-        return cls(load_config(checkpoint), noise=noise, issuer=issuer, limits=limits)
 
     def model_input(self, image: Image) -> ModelInput:
         """Returns the image as model input. `macer_serve.inputs` says what is taken for an image.

@@ -192,7 +192,7 @@ def test_a_loaded_checkpoint_certifies_and_repeats(saved: tuple[Path, nn.Sequent
         g.voter.close()
     assert certificates[0] == certificates[1]
     assert certificates[0].model["digest"] == load_config(folder).digest
-    ingress = SmoothedClassifier.without_voter(folder, noise="exact", issuer=SEEDS, limits=UploadLimits())
+    ingress = SmoothedClassifier(load_config(folder), noise="exact", issuer=SEEDS, limits=UploadLimits())
     asked = g.model_input(pixels)
     assert ingress.seed_proof(ingress.model_input(pixels), plan) == g.seed_proof(asked, plan)
     with pytest.raises(EngineError, match="no voter"):

@@ -18,6 +18,7 @@ from PIL import Image
 from starlette.requests import Request
 
 from macer_serve import SmoothedClassifier, VoterOptions
+from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
 from macer_serve.datasets import load_dataset
 from macer_serve.errors import ParameterError
@@ -116,8 +117,8 @@ def test_the_command_has_the_input_of_the_bytes(
 def test_the_server_has_the_input_of_the_bytes(digests: dict[Path, str]) -> None:
     allowed = LimitSettings()
     limits = UploadLimits(allowed.bytes, allowed.pixels)
-    served = SmoothedClassifier.without_voter(
-        "bundled:cifar10", noise="exact", issuer=EvaluationSeed(bytes(32)), limits=limits
+    served = SmoothedClassifier(
+        load_config("bundled:cifar10"), noise="exact", issuer=EvaluationSeed(bytes(32)), limits=limits
     )
     for path, digest in digests.items():
         assert served.model_input(asyncio.run(_uploaded(path.read_bytes()))).digest == digest, path

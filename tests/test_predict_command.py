@@ -11,6 +11,7 @@ from brightness import issuer
 from click.testing import CliRunner, Result
 
 from macer_serve import SmoothedClassifier
+from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
 from macer_serve.errors import ParameterError, UndecodableError, UnsupportedTypeError
 
@@ -166,7 +167,7 @@ def test_a_file_named_like_an_option(options: list[object], of_ship: str, tmp_pa
 
 
 def test_the_library_names_the_file_too(tmp_path: Path) -> None:
-    g = SmoothedClassifier.without_voter("bundled:cifar10", noise="exact", issuer=issuer(), limits=None)  # type: ignore[arg-type]
+    g = SmoothedClassifier(load_config("bundled:cifar10"), noise="exact", issuer=issuer(), limits=None)  # type: ignore[arg-type]
     (tmp_path / "x.heic").write_bytes(HEIC)
     with pytest.raises(UnsupportedTypeError, match=r"x\.heic: HEIF"):
         g.model_input(tmp_path / "x.heic")

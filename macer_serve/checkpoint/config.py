@@ -29,7 +29,7 @@ def digest_of(data: bytes) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Returns the canonical bytes of a JSON value, for digests and macs: sorted keys, no spaces, UTF-8."""
+    """Returns the canonical bytes of a JSON value, for digests: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 

@@ -35,7 +35,6 @@ VERDICTS = {
     "policy not fixed beforehand": 15,
     "consistent": 20,
     "another engine": 21,
-    "signed, evidence withheld": 22,
     "not authenticated": 23,
 }
 

@@ -60,8 +60,8 @@ def command(
       0   proved
       10  altered                            20  consistent
       11  about another image or checkpoint  21  another engine
-      12  contradicted                       22  signed, evidence withheld
-      13  issued under another key           23  not authenticated
+      12  contradicted                       23  not authenticated
+      13  issued under another key
       14  not readable
       15  policy not fixed beforehand
       2   a parameter is out of range; 3 checkpoint, 7 voter, 8 image, 17 key cannot be used

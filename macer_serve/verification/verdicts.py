@@ -15,7 +15,6 @@ class Verdict(Enum):
     CONTRADICTED = "contradicted"
     POLICY_NOT_FIXED = "policy not fixed beforehand"
     NOT_AUTHENTICATED = "not authenticated"
-    WITHHELD = "signed, evidence withheld"
     OTHER_ENGINE = "another engine"
     CONSISTENT = "consistent"
     PROVED = "proved"
@@ -65,10 +64,6 @@ _PARAGRAPHS = {
     Verdict.NOT_AUTHENTICATED: (
         "Nothing contradicts this record, but nobody's signature was checked. Anybody may have written it, with a seed "
         "chosen among many. Give the issuer's public keys, and a certificate that carries a signature."
-    ),
-    Verdict.WITHHELD: (
-        "The issuer signed this claim and keeps its evidence. The claim is as the issuer wrote it. Its votes, bound "
-        "and radius cannot be checked without the certificate that the claim names by its digest."
     ),
     Verdict.OTHER_ENGINE: (
         "The signature, the seed and the arithmetic hold. Your engine computes the network in another arithmetic than "

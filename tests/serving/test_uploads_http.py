@@ -16,6 +16,7 @@ import pytest
 from image_files import hundreds_of_files
 from PIL import Image
 
+from macer_serve.checkpoint import load_config
 from macer_serve.datasets import load_dataset
 from macer_serve.images import UploadLimits
 from macer_serve.issuing import EvaluationSeed
@@ -154,8 +155,8 @@ def test_the_input_is_that_of_a_data_set(client: httpx.Client, tmp_path: Path) -
     (tmp_path / "val" / "a").mkdir(parents=True)
     for name, data in files.items():
         (tmp_path / "val" / "a" / name).write_bytes(data)
-    measured = SmoothedClassifier.without_voter(
-        "bundled:cifar10", noise="exact", issuer=EvaluationSeed(bytes(32)), limits=UploadLimits()
+    measured = SmoothedClassifier(
+        load_config("bundled:cifar10"), noise="exact", issuer=EvaluationSeed(bytes(32)), limits=UploadLimits()
     )
     for name, (pixels, _) in zip(sorted(files), load_dataset("folder", tmp_path, "test"), strict=True):
         served = post(client, files[name], n=1).json()["certificate"]["input"]["digest"]
