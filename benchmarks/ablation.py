@@ -15,8 +15,8 @@ from pathlib import Path
 from methods import difference, macer
 
 from macer_serve.evaluation.logs import Log, read_log
-from macer_serve.evaluation.report import summary
-from macer_serve.evaluation.table3 import cost
+from macer_serve.evaluation.reports.table3 import cost
+from macer_serve.evaluation.summaries import summary
 
 EPOCHS, FIRST = 30, 10
 CYCLE = "--schedule one-cycle --nesterov --ema 0.998"

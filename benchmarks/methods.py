@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from macer_serve.evaluation.logs import Log, read_log
-from macer_serve.evaluation.report import describe_images, summary
-from macer_serve.evaluation.table3 import PUBLISHED, as_table, cost
+from macer_serve.evaluation.reports import FORMATS
+from macer_serve.evaluation.reports.table3 import PUBLISHED, cost, table
+from macer_serve.evaluation.summaries import describe_images, summary
 
-METHODS = ("gaussian", "smoothadv", "macer")
+METHODS = ("gaussian", "consistency", "smoothadv", "macer")
 
 
 def macer(*arguments: object) -> None:
@@ -86,7 +87,7 @@ def main() -> None:
         costs.append(cost(out, None, [logs[method]]))
     compare(logs)
     print()
-    print(as_table([*costs, *(row for row in PUBLISHED if row.data == options.dataset)]))
+    print(FORMATS["text"](table([*costs, *(row for row in PUBLISHED if row.data == options.dataset)])))
 
 
 if __name__ == "__main__":

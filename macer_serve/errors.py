@@ -5,6 +5,7 @@
     │   └── MissingFactsError       what neither a foreign file nor its user says about the network
     ├── CheckpointError             a checkpoint that is missing, damaged or of an unknown schema
     ├── DataError                   a data set that is missing or not laid out as expected
+    │   └── UnreadableImageError    a file of a data set that the decoder refuses
     ├── LogError                    a certification log that cannot be read or continued
     ├── OutputError                 an output that cannot be written, or that another process is writing
     ├── TrainingError               a run that cannot start, continue or converge
@@ -19,6 +20,7 @@
     ├── VerificationError           a signature or a seed proof that cannot be accepted
     │   ├── SignatureError          a signature or a seed proof that does not hold
     │   └── OtherKeyError           a signature by a key that the auditor does not hold
+    ├── ClusterError                a Ray cluster that cannot be started or joined, or that loses its workers
     └── ServingError                a server that cannot start, or cannot answer now
 
 The command maps errors to exit codes (`macer_serve.cli.exit_codes`). The server maps errors to HTTP statuses
@@ -60,6 +62,10 @@ class CheckpointError(MacerError):
 
 class DataError(MacerError):
     title = "Data set cannot be used"
+
+
+class UnreadableImageError(DataError):
+    title = "Image of a data set cannot be decoded"
 
 
 class LogError(MacerError):
@@ -116,6 +122,10 @@ class SignatureError(VerificationError):
 
 class OtherKeyError(VerificationError):
     title = "Issued under another key"
+
+
+class ClusterError(MacerError):
+    title = "Ray cluster cannot be used"
 
 
 class ServingError(MacerError):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 
 from macer_serve.errors import ParameterError, UndecodableError, UploadError
-from macer_serve.images import UploadLimits, decode
+from macer_serve.images import Reduction, UploadLimits, decode
 from macer_serve.pillow_images import of_pillow
 
 Image = bytes | bytearray | str | Path | BinaryIO | Pillow.Image | npt.NDArray[np.uint8]
@@ -29,7 +29,7 @@ def pixels_of(image: Image, limits: UploadLimits) -> npt.NDArray[np.uint8]:
     of another kind.
     """
     if isinstance(image, str | os.PathLike):
-        return _of_file(str(image), limits)
+        return of_file(str(image), limits)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode(bytes(image), limits)
     if isinstance(image, Pillow.Image):
@@ -47,8 +47,8 @@ def pixels_of(image: Image, limits: UploadLimits) -> npt.NDArray[np.uint8]:
 _ADDRESS = re.compile(r"(?:[a-zA-Z][a-zA-Z0-9+.-]+:/|[dD][aA][tT][aA]:)")  # a Path turns http:// into http:/
 
 
-def _of_file(path: str, limits: UploadLimits) -> npt.NDArray[np.uint8]:
-    """Returns the pixels of the file at a path. Every error names the file."""
+def of_file(path: str, limits: UploadLimits, reduction: Reduction | None = None) -> npt.NDArray[np.uint8]:
+    """Returns the pixels of the file at a path, as `decode` does. Every error names the file."""
     name = path[:200]
     if _ADDRESS.match(path):
         raise ParameterError(f"{name}: addresses are not fetched; download the image and give its path")
@@ -56,7 +56,7 @@ def _of_file(path: str, limits: UploadLimits) -> npt.NDArray[np.uint8]:
         raise UndecodableError(f"{name} is a folder, not an image: give the files in it")
     try:
         with Path(path).open("rb") as file:
-            return decode(file.read(limits.bytes + 1), limits)
+            return decode(file.read(limits.bytes + 1), limits, reduction)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
         raise UndecodableError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
     except UploadError as error:

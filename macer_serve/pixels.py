@@ -15,7 +15,7 @@ def upright_rgb(image: Image.Image, depth: int, exif: bytes) -> NDArray[np.uint8
     `depth` is the number of bits per channel in its PNG file, by which a transparent colour is given. `exif` is the
     EXIF block that holds the orientation.
     """
-    return np.ascontiguousarray(_oriented(_rgb(image, depth), _orientation(exif)))
+    return np.ascontiguousarray(_oriented(_rgb(image, depth), orientation_of(exif)))
 
 
 def _rgb(image: Image.Image, depth: int) -> NDArray[np.uint8]:
@@ -44,7 +44,7 @@ def _rgb(image: Image.Image, depth: int) -> NDArray[np.uint8]:
     return over.reshape(image.height, image.width, 3)
 
 
-def _orientation(exif: bytes) -> int:
+def orientation_of(exif: bytes) -> int:
     """Returns the EXIF orientation, 1 to 8; 1 (as stored) if it is absent or malformed."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])

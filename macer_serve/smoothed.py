@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -24,7 +24,7 @@ from macer_serve.fit import Fit, fit_for, upload_radius
 from macer_serve.images import UploadLimits
 from macer_serve.inputs import Image, pixels_of
 from macer_serve.issuing import EvaluationSeed, SeedProof, SeedSource
-from macer_serve.smoothing.certificate import Certificate, reason, statement
+from macer_serve.smoothing.certificate import Certificate, radii, reason, shown_group, statement
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.noise import FixedPoint, NoiseKind, noise_for
 from macer_serve.smoothing.plan import Plan
@@ -84,12 +84,15 @@ class SmoothedClassifier:
         noise: NoiseKind = "exact",
         issuer: SeedSource | None = None,
         options: VoterOptions | None = None,
+        hierarchy: bool = True,
     ) -> SmoothedClassifier:
         """Returns the checkpoint (a folder, or `bundled:NAME`) with a voter of its own, warmed up.
 
-        `options` say by which engine votes are computed. Raises `CheckpointError`, `EngineError`.
+        `options` say by which engine votes are computed. `hierarchy=False` certifies as if the checkpoint had no
+        hierarchy, which is another policy. Raises `CheckpointError`, `EngineError`.
         """
         config, classifier = load_checkpoint(checkpoint)
+        config = config if hierarchy else replace(config, hierarchy=None)
         voter = open_voter(classifier, sigma=config.sigma, noise=noise, options=options)
         return cls(config, voter=voter, noise=noise, issuer=issuer)
 
@@ -146,8 +149,20 @@ class SmoothedClassifier:
         digest = "sha256:" + hashlib.sha256(header + x.astype("<i4").tobytes()).hexdigest()
         return ModelInput(x, digest, pixels.shape, fit)
 
+    def policy_plan(self, plan: Plan) -> Plan:
+        """Returns the plan with the checkpoint's hierarchy, if the plan is for hard votes with a radius.
+
+        Raises `ParameterError` for a plan with another hierarchy.
+        """
+        if plan.mode == "predict" or plan.soft:
+            return plan
+        if plan.hierarchy not in (None, self.config.hierarchy):
+            raise ParameterError("the plan has another hierarchy than the checkpoint: leave it out")
+        return replace(plan, hierarchy=self.config.hierarchy)
+
     def seed_proof(self, model_input: ModelInput, plan: Plan) -> SeedProof:
         """Returns the noise seed of the input under the plan's policy, with its proof."""
+        plan = self.policy_plan(plan)
         return self.issuer.seed_proof(
             input_digest=model_input.digest,
             model_digest=self._digest,
@@ -161,7 +176,7 @@ class SmoothedClassifier:
         """
         require_outputs(self.config, plan)
         return Certification(
-            plan,
+            self.policy_plan(plan),
             classes=len(self.config.classes),
             sigma=self.config.sigma,
             tau=self.noise.tau(model_input.x),
@@ -171,13 +186,18 @@ class SmoothedClassifier:
     def certificate(self, model_input: ModelInput, run: Certification, proof: SeedProof, engine: str) -> Certificate:
         """Returns what the run has proved about the input so far, by votes under the seed of `proof`."""
         claim, plan, config = run.claim(), run.plan, self.config
+        radius, group_radius = radii(claim, plan)
         return Certificate(
             statement=statement(claim, plan, self.noise.name),
             label=None if claim.class_id is None else config.classes[claim.class_id],
             class_id=claim.class_id,
             abstained=claim.abstained,
-            radius=claim.radius,
-            upload_radius=upload_radius(claim.radius, model_input.fit, model_input.x.size),
+            radius=radius,
+            upload_radius=upload_radius(radius, model_input.fit, model_input.x.size),
+            level=claim.level,
+            group=shown_group(claim, plan),
+            group_radius=group_radius,
+            group_upload_radius=upload_radius(group_radius, model_input.fit, model_input.x.size),
             reason=reason(claim, plan, config.classes),
             stopped=claim.stopped,
             sigma=config.sigma,

@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from macer_serve.checkpoint import load_model
 from macer_serve.datasets import ImageSet, dataset_info
-from macer_serve.evaluation.certify import certify_dataset
+from macer_serve.evaluation.certify import rows_of, write_rows
 from macer_serve.evaluation.logs import LogWriter, read_log
 from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import ModelInput, SmoothedClassifier
@@ -54,7 +54,7 @@ def test_a_fixed_log_is_cohens(noise: NoiseKind, tmp_path: Path) -> None:
     )
     images = ImageSet(dataset_info("cifar10"), pixels, g.config.classes)  # type: ignore[arg-type]
     with LogWriter.open(tmp_path / "log.tsv", {"noise": noise}) as log:
-        certify_dataset(g, images, range(len(IMAGES)), PLAN, log)
+        write_rows(rows_of(g, images, PLAN), range(len(IMAGES)), log)
     certified = 0
     for row in read_log(tmp_path / "log.tsv").rows:
         model_input = g.model_input(pixels[row.idx][0])

@@ -167,7 +167,7 @@ def test_the_readmes_program_runs() -> None:
     assert done.returncode == 0, done.stderr
     label, radius = done.stdout.split()
     assert label == "ship"
-    assert 0.2 < float(radius) < 0.5
+    assert 0.6 < float(radius) < 1.0
 
 
 def test_shell_completion_as_described_knows_the_commands() -> None:

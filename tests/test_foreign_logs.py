@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from macer_serve.cli import main
 from macer_serve.errors import LogError
 from macer_serve.evaluation.logs import LogWriter, Row, read_log
-from macer_serve.evaluation.report import summary
+from macer_serve.evaluation.summaries import summary
 
 LOGS = Path(__file__).parent / "logs"
 GOOD, HEADER, PREDICT, BOM = (LOGS / f"{name}.tsv" for name in ("good", "header", "predict", "bom"))
@@ -55,7 +55,7 @@ def test_predictions_stand_beside_certified_radii() -> None:
     assert "r=0.75" in result.stdout
     assert [c.strip() for c in cells(result, "predict.tsv") if c.strip()][3:9] == ["-", "50.0", "-", "-", "-", "48.7"]
     assert [c.strip() for c in cells(result, "good.tsv") if c.strip()][4:8] == ["66.7", "66.7", "33.3", "0.0"]
-    first, second = json.loads(report(PREDICT, GOOD, "--json").stdout)
+    first, second = json.loads(report(PREDICT, GOOD, "--format=json").stdout)
     assert (first["acr"], [at["radius"] for at in first["certified"]]) == (None, [0.0])
     assert len(second["certified"]) == 4
     only = report(PREDICT, "--radii", "0.5")
@@ -139,11 +139,11 @@ def test_logs_without_images_in_many_forms(tmp_path: Path, text: str) -> None:
     empty = tmp_path / "empty.tsv"
     empty.write_text(text, newline="")
     span = ("--range", "40:")
-    for arguments in ((empty, GOOD), (GOOD, empty), (empty, empty, GOOD), (empty, GOOD, "--json")):
+    for arguments in ((empty, GOOD), (GOOD, empty), (empty, empty, GOOD), (empty, GOOD, "--format=json")):
         result = report(*arguments, *span)
         assert result.exit_code == 0, result.output
         assert f"note: {empty} holds no image and is left out\n" in result.stderr
-        assert result.stdout == report(GOOD, *span, *[a for a in arguments if a == "--json"]).stdout
+        assert result.stdout == report(GOOD, *span, *[a for a in arguments if a == "--format=json"]).stdout
     nothing = report(empty, *span)
     assert nothing.exit_code == 2
     assert "no log holds an image" in nothing.stderr

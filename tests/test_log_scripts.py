@@ -13,7 +13,7 @@ import pytest
 from pages import ROOT, blocks
 
 from macer_serve.evaluation.logs import LogWriter, Row, read_log
-from macer_serve.evaluation.report import summary
+from macer_serve.evaluation.summaries import summary
 
 RADII = np.arange(0.0, 1.01, 0.25)
 ROWS = (

@@ -16,14 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macer_serve.errors import LogError, ParameterError
-from macer_serve.evaluation.logs import LogWriter, Row, read_log
+from macer_serve.evaluation.logs import UNDECODABLE, LogWriter, Row, read_log
 
 COHEN_HEAD = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
-OUR_HEAD = COHEN_HEAD[:-1] + "\tp_lower\tn\tcount_a\ttop\n"
+EARLIER_HEAD = COHEN_HEAD[:-1] + "\tp_lower\tn\tcount_a\ttop\n"
+OUR_HEAD = EARLIER_HEAD[:-1] + "\tinput_digest\tlevel\tgroup\tgroup_radius\tgroup_correct\n"
+DIGEST = "sha256:" + 64 * "3"
 COHEN_LOG = COHEN_HEAD + "0\t3\t3\t0.502\t1\t0:00:13.126220\n7\t8\t-1\t0.0\t0\t0:00:14.000001\n"
 SETTINGS = {"dataset": "cifar10", "sigma": 0.25, "checkpoint": "sha256:9f3a", "n": 1000, "data": "a b: c"}
-FIRST = Row(0, 3, 3, 0.502113, True, 0.412903, 0.977683112, 100_000, 97_912, 3)
+FIRST = Row(0, 3, 3, 0.502113, True, 0.412903, 0.977683112, 100_000, 97_912, 3, DIGEST)
 ABSTAINED = Row(20, 8, -1, 0.0, False, 0.5, 0.25, 1_000, 300, 2)
+REFUSED = Row(60, 2, -1, 0.0, False, 0.25, input_digest=UNDECODABLE)
+COARSE = Row(
+    80, 2, -1, 0.0, False, 0.25, n=1000, count_a=400, top=2,
+    level=1, group="an animal", group_radius=0.31, group_correct=True,
+)  # fmt: skip
 Write = Callable[[str], Path]
 
 
@@ -122,7 +129,7 @@ def test_malformed_rows_are_named_by_file_and_line(written: Write, row: str, com
 )
 def test_our_columns_are_checked_too(written: Write, ours: str, complaint: str) -> None:
     with pytest.raises(LogError, match=complaint):
-        read_log(written(OUR_HEAD + f"1\t3\t3\t0.5\t1\t1.0\t{ours}\n"))
+        read_log(written(EARLIER_HEAD + f"1\t3\t3\t0.5\t1\t1.0\t{ours}\n"))
 
 
 @pytest.mark.parametrize(
@@ -158,14 +165,21 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
         log.write(FIRST)
         log.write(ABSTAINED)
         log.write(Row(40, 1, 1, 0.0, True, 3.0))
+        log.write(REFUSED)
+        log.write(COARSE)
     assert path.read_text() == (
         OUR_HEAD
-        + "0\t3\t3\t0.502113\t1\t0:00:00.412903\t0.977683112\t100000\t97912\t3\n"
-        + "20\t8\t-1\t0.000000\t0\t0:00:00.500000\t0.250000000\t1000\t300\t2\n"
-        + "40\t1\t1\t0.000000\t1\t0:00:03\t\t\t\t\n"
+        + "0\t3\t3\t0.502113\t1\t0:00:00.412903\t0.977683112\t100000\t97912\t3\t"
+        + DIGEST
+        + "\t\t\t\t\n"
+        + "20\t8\t-1\t0.000000\t0\t0:00:00.500000\t0.250000000\t1000\t300\t2\t\t\t\t\t\n"
+        + "40\t1\t1\t0.000000\t1\t0:00:03\t\t\t\t\t\t\t\t\t\n"
+        + "60\t2\t-1\t0.000000\t0\t0:00:00.250000\t\t\t\t\tundecodable\t\t\t\t\n"
+        + "80\t2\t-1\t0.000000\t0\t0:00:00.250000\t\t1000\t400\t2\t\t1\tan animal\t0.310000\t1\n"
     )
     read = read_log(path)
-    assert read.rows == (FIRST, ABSTAINED, Row(40, 1, 1, 0.0, True, 3.0))
+    assert read.rows == (FIRST, ABSTAINED, Row(40, 1, 1, 0.0, True, 3.0), REFUSED, COARSE)
+    assert read.notes == (f"{path}: images that could not be decoded count as abstentions: 1",)
     assert read.settings == SETTINGS
     assert read.radius_decimals == 6
     beside = path.with_name("log.tsv.json")
@@ -192,7 +206,7 @@ def test_a_compressed_log_has_the_settings_of_the_plain_one(tmp_path: Path) -> N
     assert read_log(tmp_path / "log.tsv.gz").settings == {"sigma": 1.0}, "its own come first"
 
 
-OLD_LOG = "# dataset: cifar10\n# data: a b: c\n" + OUR_HEAD + "0\t3\t3\t0.502113\t1\t0:00:01\t0.97\t100\t99\t3\n"
+OLD_LOG = "# dataset: cifar10\n# data: a b: c\n" + EARLIER_HEAD + "0\t3\t3\t0.502113\t1\t0:00:01\t0.97\t100\t99\t3\n"
 
 
 def test_logs_of_earlier_versions_are_read_and_not_continued(written: Write) -> None:
@@ -282,13 +296,13 @@ def test_a_run_killed_before_its_first_row_is_started_again(tmp_path: Path, writ
 def test_a_torn_last_line_is_not_read_either(written: Write) -> None:
     # Cut within its last field, the line still has every field: `top` 12 would be read as 1.
     torn = "4\t1\t-1\t0.000000\t0\t0:00:01\t0.100000000\t10\t2\t1"
-    log = read_log(path := written(OUR_HEAD + torn))
+    log = read_log(path := written(EARLIER_HEAD + torn))
     assert log.rows == ()
     assert log.notes == (f"the last line of {path} is not complete and is left out",)
-    assert read_log(written(OUR_HEAD + torn + "2\n")).notes == ()
-    assert len(read_log(written(OUR_HEAD + torn + "2\n")).rows) == 1
-    assert len(read_log(written(OUR_HEAD + torn + "2\n\t")).rows) == 1
-    assert len(read_log(written(OUR_HEAD + torn + "2\n\0\0")).rows) == 1
+    assert read_log(written(EARLIER_HEAD + torn + "2\n")).notes == ()
+    assert len(read_log(written(EARLIER_HEAD + torn + "2\n")).rows) == 1
+    assert len(read_log(written(EARLIER_HEAD + torn + "2\n\t")).rows) == 1
+    assert len(read_log(written(EARLIER_HEAD + torn + "2\n\0\0")).rows) == 1
 
 
 def test_other_settings_are_refused_by_name_and_the_file_left_alone(tmp_path: Path) -> None:
@@ -366,6 +380,7 @@ def rows(draw: st.DrawFn) -> Row:
         n=draw(st.sampled_from([None, n])),
         count_a=draw(st.none() | st.integers(0, n)),
         top=draw(st.sampled_from([None, top])),
+        input_digest=draw(st.sampled_from([None, DIGEST])),
     )
 
 

@@ -19,6 +19,7 @@ NOTES: dict[str, Any] = {
     "quantization": {},
     "source": {"file": "x.pth"},
     "versions": {},
+    "hierarchy": None,  # part of the policy, which has a digest of its own
 }
 CLAIM: dict[str, Any] = {
     "architecture": "resnet110",

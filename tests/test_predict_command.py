@@ -32,7 +32,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     """Options of short runs that repeat themselves."""
     key = tmp_path_factory.mktemp("key") / "issuer.key"
     issuer().save(key)
-    engine = ["--engine", "torch", "--device", "cpu", "--no-compile", "--workers", 1]
+    engine = ["--engine", "torch", "--device", "cpu", "--no-compile", "--cores", 1]
     return [*engine, "--n", 200, "--key", key]
 
 

@@ -14,9 +14,9 @@ from scipy.stats import beta
 from macer_serve.cli import main
 from macer_serve.errors import ParameterError
 from macer_serve.evaluation.logs import Log, LogWriter, Row, read_log
-from macer_serve.evaluation.report import (
-    as_json,
-    as_table,
+from macer_serve.evaluation.reports import FORMATS
+from macer_serve.evaluation.reports.summary_table import summary_table
+from macer_serve.evaluation.summaries import (
     default_radii,
     describe_images,
     restrict,
@@ -154,8 +154,9 @@ def test_one_image_has_no_standard_error() -> None:
     assert found.acr == 0.5
     assert found.acr_error is None
     assert found.image_set == "image 0"
-    assert "0.5000" in as_table([found])
-    assert json.loads(as_json([found]))[0]["acr_error"] is None
+    table = summary_table([found])
+    assert "0.5000" in FORMATS["text"](table)
+    assert json.loads(FORMATS["json"](table))[0]["acr_error"] is None
 
 
 def test_range_is_half_open() -> None:
@@ -198,19 +199,19 @@ def test_image_sets_in_words(indices: list[int], words: str) -> None:
 def test_table_is_aligned_and_needs_equal_radii() -> None:
     coarse = Log((Row(0, 1, 1, 0.953, True, 1234.0),), name="other.tsv", radius_decimals=3)
     radii = default_radii([SMALL, coarse])
-    table = as_table([summary(SMALL, radii), summary(coarse, radii)]).splitlines()
+    table = FORMATS["text"](summary_table([summary(SMALL, radii), summary(coarse, radii)])).splitlines()
     assert len({len(line) for line in table[:3]}) == 1
     assert table[1].startswith("small.tsv  ")
     assert table[2].startswith("other.tsv *")
     assert table[2].endswith("1234    1234")
     with pytest.raises(ParameterError, match="same radii"):
-        as_table([summary(SMALL, (0.0,)), summary(coarse, (0.5,))])
+        summary_table([summary(SMALL, (0.0,)), summary(coarse, (0.5,))])
 
 
 def test_logs_of_one_name_keep_their_folders() -> None:
     names = ("a/log.tsv", "b/log.tsv")
-    table = as_table([summary(Log(SMALL.rows, name=name), (0.0,)) for name in names])
-    assert all(name in table for name in names)
+    table = summary_table([summary(Log(SMALL.rows, name=name), (0.0,)) for name in names])
+    assert [row[0] for row in table.rows] == list(names)
 
 
 # The command
@@ -243,7 +244,7 @@ def test_command_prints_the_table_without_the_footnote(small_file: Path) -> None
 
 
 def test_command_prints_json(small_file: Path) -> None:
-    (found,) = json.loads(macer(small_file, "--json", "--range", ":30").output)
+    (found,) = json.loads(macer(small_file, "--format=json", "--range", ":30").output)
     assert found["image_set"] == "every 20th of 0-20"
     assert found["acr"] == 0.25
     assert found["settings"] == {"sigma": "0.25"}

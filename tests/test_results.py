@@ -78,7 +78,8 @@ def test_a_pages_acr_is_that_of_its_log(page: Path, log: Path, words: str) -> No
         (README, "mnist-fast-macer-every20", "mnist-fast-gaussian-every20", "{:+.4f} ± {:.4f}"),
         (TRAINING_PAGE, "mnist-fast-macer-every20", "mnist-fast-gaussian-every20", "{:+.4f} ± {:.4f}"),
         (TRAINING_PAGE, "mnist-fast-smoothadv-every20", "mnist-fast-macer-every20", "{:+.4f} ± {:.4f}"),
-        (BUNDLED_PAGE, "certify-every20-n10000", "certify-every20-n10000-bf16", "{:+.4f} ± {:.4f}"),
+        (BUNDLED_PAGE, "certify-every20-n10000", "certify-every20-n10000-before", "{:.4f} ± {:.4f}, image by image"),
+        (BUNDLED_PAGE, "certify-every20-n10000-before", "certify-every20-n10000-bf16", "{:+.4f} ± {:.4f}"),
         (BUNDLED_PAGE, "certify-every125-macer-stage", "certify-every125-gaussian", "{:.3f} ± {:.3f}"),
     ],
 )
@@ -87,6 +88,20 @@ def test_a_pages_paired_difference_is_that_of_its_logs(page: Path, one: str, oth
     assert [row["idx"] for row in rows(logs[0])] == [row["idx"] for row in rows(logs[1])]
     expected = words.format(*with_error(certified(logs[0]) - certified(logs[1])))
     assert says(page, expected), f"{page.name} does not say {expected!r}"
+
+
+def test_the_distribution_of_p_is_that_of_the_logs() -> None:
+    """An image for which another class than its own was selected counts as p = 0."""
+    tables = re.search(
+        r"\| p \| (.*)\n.*\n\| now \| (.*)\n\| before \| (.*)\n", BUNDLED_PAGE.read_text(encoding="utf-8")
+    )
+    assert tables
+    shares, now, before = ([float(cell) for cell in line.split("|")[:-1]] for line in tables.groups())
+    assert len(shares) == 8
+    for figures, name in ((now, "certify-every20-n10000"), (before, "certify-every20-n10000-before")):
+        log = BUNDLED / f"{name}.tsv"
+        p = np.where(column(log, "top") == column(log, "label"), column(log, "count_a") / column(log, "n"), 0.0)
+        assert figures == [round(100 * float((p >= share).mean()), 1) for share in shares]
 
 
 def test_the_certified_curve_is_that_of_the_log() -> None:
@@ -99,7 +114,7 @@ def test_the_certified_curve_is_that_of_the_log() -> None:
     log = BUNDLED / "certify-every20-n10000.tsv"
     radius, right = column(log, "radius"), column(log, "correct") == 1
     assert figures == [round(100 * float((right & (radius >= r)).mean()), 1) for r in radii]
-    result = CliRunner().invoke(main, ["report", str(log), "--json", "--radii", ",".join(map(str, radii))])
+    result = CliRunner().invoke(main, ["report", str(log), "--format=json", "--radii", ",".join(map(str, radii))])
     assert result.exit_code == 0, result.output
     (report,) = json.loads(result.stdout)
     assert [round(100 * row["accuracy"], 1) for row in report["certified"]] == figures

@@ -36,7 +36,7 @@ from macer_serve.smoothing.plan import Plan
 NORM = COLOUR.norm
 SCALE = 255 * SIGMA * NORM  # the standard deviation of S, but for rounding
 GAP = 2 * round(0.25 * SCALE)  # a2 - a1: under noise a fifth of the copies fall into it, at the boundary
-RUNS = 1000
+RUNS = {"torch": 600, "onnx": 200, "openvino": 200}  # the engines' votes of these networks are equal
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,7 +168,7 @@ def false_certificates(case: Case, plan: Plan, radii: tuple[float, ...], runs: i
     return false
 
 
-def assert_sound(case: Case, plan: Plan, radii: tuple[float, ...], runs: int = RUNS) -> None:
+def assert_sound(case: Case, plan: Plan, radii: tuple[float, ...], runs: int) -> None:
     """The one test of soundness: P(at least so many false ones | each with probability alpha) is not below 1e-6."""
     false = false_certificates(case, plan, radii, runs)
     p = float(binom.sf(false - 1, runs, plan.alpha))
@@ -196,9 +196,13 @@ def plans(alpha: float) -> dict[str, tuple[str, Plan, tuple[float, ...]]]:
 
 @pytest.mark.parametrize("alpha", [0.05, 0.001])
 @pytest.mark.parametrize("name", plans(0.05))
-def test_false_certificates_are_no_more_than_alpha(name: str, alpha: float, request: pytest.FixtureRequest) -> None:
+def test_false_certificates_are_no_more_than_alpha(
+    name: str, alpha: float, engine: str, request: pytest.FixtureRequest
+) -> None:
+    if engine != "torch" and alpha < 0.05:
+        pytest.skip("the engines' votes are equal, so the larger alpha shows what an engine could break")
     fixture, plan, radii = plans(alpha)[name]
-    assert_sound(request.getfixturevalue(fixture), plan, radii)
+    assert_sound(request.getfixturevalue(fixture), plan, radii, RUNS[engine])
 
 
 def test_the_ten_classes_have_the_boundary_they_should(bands: Case) -> None:
@@ -257,8 +261,10 @@ BROKEN: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("alpha", [0.05, 0.001])
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_bounds_are_caught(
-    name: str, alpha: float, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str, alpha: float, engine: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if engine != "torch" and alpha < 0.05:
+        pytest.skip("a bound is broken alike whatever the engine")
     fixture, plan, radii = plans(alpha)[name]
     broken, *places = BROKEN[name]
     for place in places:

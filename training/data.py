@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +22,8 @@ from torch.utils.data import default_collate
 
 from macer_serve.datasets import ImageSet
 from macer_serve.errors import DataError
+from macer_serve.hardware import usable_cores
+from macer_serve.images import largest_divisor
 from macer_serve.training.images import limited
 from macer_serve.training.network import Group
 
@@ -104,24 +108,114 @@ class DeviceBatches:
         return pixels.permute(0, 3, 1, 2).float().div_(255), self.labels[chosen]
 
 
-class _AugmentedTree(torch.utils.data.Dataset[tuple[Tensor, int] | DataError]):
-    """Image files with an augmentation addressed by (seed, epoch, index), whichever worker computes it."""
+def default_loaders(device: torch.device, workers: int) -> int:
+    """Returns how many decoding processes a worker starts: its share of the cores, of which a GPU needs all.
+
+    On a CPU the network itself takes the cores, and is far slower than the decoder.
+    """
+    share = max(1, usable_cores() // workers)
+    return share if device.type == "cuda" else min(2, share)
+
+
+class AugmentedTree(torch.utils.data.Dataset[tuple[Tensor, int, float] | DataError]):
+    """Image files with an augmentation addressed by (seed, epoch, index), whichever worker computes it.
+
+    The crop is chosen before the file is decoded, so that a JPEG need not be decoded finer than the crop will be.
+    """
 
     def __init__(self, images: ImageSet, size: int, seed: int) -> None:
         from torchvision.transforms import v2
 
         self.images, self.seed = images, seed
-        self.transform: Any = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
+        self.crop = v2.RandomResizedCrop(size)
+        self.flip = v2.RandomHorizontalFlip()
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int] | DataError:
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int, float] | DataError:
+        """Returns an image, its label, and the seconds that this took."""
         epoch, index = address
-        try:
-            pixels, label = self.images[index]
-        except DataError as error:
-            return error
+        began = time.monotonic()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_for("cpu", self.seed, "augment", epoch, index).initial_seed())
-            return self.transform(torch.from_numpy(pixels).permute(2, 0, 1)), label
+            try:
+                image, label = self._cropped(index)
+            except DataError as error:
+                return error
+            return self.flip(image), label, time.monotonic() - began
+
+    def _cropped(self, index: int) -> tuple[Tensor, int]:
+        from torchvision.transforms.v2 import functional
+
+        box: dict[str, int] = {}
+        whole = (1, 1)
+
+        def reduction(height: int, width: int) -> int:
+            nonlocal whole
+            whole = height, width
+            box.update(self.crop.make_params([torch.empty(3, height, width, device="meta")]))
+            finest = min(box["height"] // self.crop.size[0], box["width"] // self.crop.size[1])
+            return largest_divisor(finest)
+
+        pixels, label = self.images.reduced(index, reduction)
+        down, across = pixels.shape[0] / whole[0], pixels.shape[1] / whole[1]
+        # The parts of a reduced image can overhang by a fraction of a pixel.
+        top, left = round(box["top"] * down), round(box["left"] * across)
+        height = min(max(1, round(box["height"] * down)), pixels.shape[0] - top)
+        width = min(max(1, round(box["width"] * across)), pixels.shape[1] - left)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        return functional.resized_crop(image, top, left, height, width, list(self.crop.size), antialias=True), label
+
+
+@dataclass
+class _Rates:
+    """Measures, in the first epoch, what the input delivers and what the network takes.
+
+    It begins after some steps, since the first compile and fill the loaders' queues.
+    """
+
+    loaders: int
+    workers: int
+    device: torch.device
+    note: Callable[[str], None]
+    steps: int = 0
+    images: int = 0
+    decoding: float = 0.0  # seconds of one loader
+    waited: float = 0.0  # seconds of the loop for the loaders
+    began: float = 0.0
+
+    def step(self, images: int, decoding: float, waited: float) -> None:
+        """Counts a batch that has arrived; says what was measured when enough of them have."""
+        self.steps += 1
+        if self.steps == _SKIPPED:
+            self._synchronise()
+            self.began = time.monotonic()
+        elif _SKIPPED < self.steps <= _SKIPPED + _MEASURED:
+            self.images += images
+            self.decoding += decoding
+            self.waited += waited
+            if self.steps == _SKIPPED + _MEASURED:
+                self._say()
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":  # twice in a run
+            torch.cuda.synchronize()
+
+    def _say(self) -> None:
+        self._synchronise()
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        delivers = self.workers * max(1, self.loaders) * self.images / max(self.decoding, 1e-9)
+        takes = self.workers * self.images / max(seconds - self.waited, 1e-9)
+        limit = (
+            "the network is the limit"
+            if takes <= delivers
+            else "the input is the limit: give it more decoding processes, or pack the images once (macer pack)"
+        )
+        self.note(
+            f"the input delivers {delivers:,.0f} images/s ({max(1, self.loaders)} decoding processes per worker), the "
+            f"network takes {takes:,.0f} images/s: {limit}"
+        )
+
+
+_SKIPPED, _MEASURED = 10, 20  # steps
 
 
 class TreeBatches:
@@ -138,8 +232,10 @@ class TreeBatches:
         loaders: int,
         limit: int | None,
         group: Group = Group(),  # noqa: B008  # frozen
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.data = _AugmentedTree(images, size, seed)
+        self._rates = _Rates(loaders, group.size, device, note)
+        self.data = AugmentedTree(images, size, seed)
         self.indices = torch.tensor(limited(len(images), limit))
         self.images_per_epoch = len(self.indices)
         self.batch, self.seed, self.device = min(batch, len(self.indices)), seed, device
@@ -160,15 +256,18 @@ class TreeBatches:
             worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self.device.type == "cuda",
         )
+        asked = time.monotonic()
         for loaded, (_, share) in zip(loader, shares, strict=True):
             if isinstance(loaded, DataError):
                 raise loaded
-            pixels, labels = loaded
+            pixels, labels, decoding = loaded
+            self._rates.step(len(pixels), float(decoding.sum()), time.monotonic() - asked)
             images = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             yield images.float().div_(255), labels.to(self.device, non_blocking=True), share
+            asked = time.monotonic()
 
 
-def _collate(items: list[tuple[Tensor, int] | DataError]) -> Any:
+def _collate(items: list[tuple[Tensor, int, float] | DataError]) -> Any:
     """Returns a batch, or the error of one of its images.
 
     An error raised in a worker would arrive as the text of a traceback, and block the other workers.

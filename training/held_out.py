@@ -13,7 +13,7 @@ from macer_serve.checkpoint import CheckpointConfig
 from macer_serve.datasets import ImageSet
 from macer_serve.evaluation.certify import certified_row, spread_indices
 from macer_serve.evaluation.logs import Log, Row
-from macer_serve.evaluation.report import summary
+from macer_serve.evaluation.summaries import summary
 from macer_serve.issuing import EvaluationSeed
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.plan import Plan

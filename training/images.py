@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from macer_serve.datasets import ImageSet, load_dataset
+from macer_serve.datasets.packed import load_pack
 from macer_serve.errors import DataError
 from macer_serve.evaluation.certify import spread_indices
 from macer_serve.training.file_check import require_readable
@@ -12,8 +13,20 @@ _NAMED_AT_MOST = 6  # classes, in a message
 
 
 def training_images(options: TrainingOptions) -> ImageSet:
-    """Returns the training split. Raises `DataError` if it is missing or has fewer than two classes."""
-    images = load_dataset(options.dataset, options.data_dir, "train", download=options.download, share=options.split)
+    """Returns the training split, or its pack. Raises `DataError` if it is missing or has fewer than two classes."""
+    if options.packed is not None:
+        images, info = load_pack(options.packed, options.dataset)
+        side = options.input_shape[0][1]
+        if info.short_side < side:
+            raise DataError(
+                f"{options.packed} holds images of a short side of {info.short_side} pixels, and crops of {side} would "
+                "be enlarged; pack with a larger side, or train at a smaller size",
+                settings=("packed", "size"),
+            )
+    else:
+        images = load_dataset(
+            options.dataset, options.data_dir, "train", download=options.download, share=options.split
+        )
     if len(images.classes) < 2:
         raise DataError(
             f"the training images under {options.data_dir} are all of one class, {images.classes[0]}; a classifier "
@@ -64,7 +77,10 @@ def check_images(options: TrainingOptions, callbacks: Callbacks) -> None:
     held_out = held_out_images(options, images.classes)
     if not images.info.is_tree:
         return
-    paths = [images.source.samples[index][0] for index in limited(len(images), options.limit)]
+    paths = []
+    if options.packed is None:
+        paths = [images.source.samples[index][0] for index in limited(len(images), options.limit)]
     if held_out is not None:
         paths += [held_out.source.samples[i][0] for i in spread_indices(len(held_out), options.held_out)]
-    require_readable(paths, progress=callbacks.checked)
+    if paths:
+        require_readable(paths, progress=callbacks.checked)

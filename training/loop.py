@@ -90,6 +90,7 @@ class _Run:
             fused=True,
         )
         self.average = copy.deepcopy(model) if recipe.ema else None
+        self._averaged = None if self.average is None else _state_pairs(self.average, model)
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.sums: dict[str, Tensor] = {}
 
@@ -154,14 +155,14 @@ class _Run:
 
         torch's `AveragedModel` keeps its count of steps in a tensor, and reading that would wait for the device.
         """
-        if self.average is None:
+        if self._averaged is None:
             return
         towards = 1.0 - self.recipe.ema if self.epoch or self.step else 1.0
-        kept, new = self.average.state_dict(), self.model.state_dict()
-        means = [name for name, value in kept.items() if value.is_floating_point()]
-        torch._foreach_lerp_([kept[name] for name in means], [new[name] for name in means], towards)
-        for name in kept.keys() - set(means):  # counts of batches
-            kept[name].copy_(new[name])
+        (kept, new), (kept_counts, new_counts) = self._averaged
+        with torch.no_grad():
+            torch._foreach_lerp_(kept, new, towards)
+            if kept_counts:
+                torch._foreach_copy_(kept_counts, new_counts)
 
     def require_finite(self) -> None:
         """Raises `TrainingError` if the loss or a weight is not finite, so that no such state is saved."""
@@ -171,6 +172,18 @@ class _Run:
         if not (math.isfinite(agreed[0]) and agreed[1] == 1.0):
             what = "the weights became infinite" if math.isfinite(agreed[0]) else f"the loss became {agreed[0]}"
             raise _diverged(what, self.epoch, self.folder)
+
+
+def _state_pairs(kept: nn.Module, new: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Returns the tensors of both modules' states: those of floating point, then the others, which are counts.
+
+    They are looked up once for a run: a state of a hundred layers takes longer to look up than to average. Loading a
+    state writes into these very tensors.
+    """
+    states = kept.state_dict(keep_vars=True), new.state_dict(keep_vars=True)
+    means = [name for name, value in states[0].items() if value.is_floating_point()]
+    counts = [name for name, value in states[0].items() if not value.is_floating_point()]
+    return [([states[0][name] for name in part], [states[1][name] for name in part]) for part in (means, counts)]
 
 
 def _seed_layers(device: torch.device, seed: int) -> None:

@@ -8,6 +8,7 @@ epoch and divides once, so no method ever waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,12 +26,13 @@ Sums = dict[str, "Tensor"]
 class Step:
     """Where the run stands: the epoch, counted from 0, and the generator of this step's noise.
 
-    `frozen` is the network in evaluation mode, with constant weights. Attacks differentiate it.
+    `frozen` opens a context that yields the network in evaluation mode, with constant weights, for attacks to
+    differentiate.
     """
 
     epoch: int
     generator: torch.Generator
-    frozen: Logits
+    frozen: Callable[[], AbstractContextManager[Logits]]
 
 
 class NamedRecipe(Protocol):

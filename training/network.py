@@ -88,9 +88,11 @@ class Network:
         self.model, self.precision, self.group = model, precision, group
         self.norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self._refused: dict[tuple[int, ...], bool] = {}
+        self._exchanged: _Exchanged | None = None
         model.to(precision.device).to(memory_format=torch.channels_last)
         # With dynamic shapes, a short last batch may have another graph, and other bits, after a restart.
-        self._forward = cast(nn.Module, torch.compile(model, dynamic=False)) if precision.compiled else model
+        mode = "reduce-overhead" if precision.gpu.cuda_graphs else None
+        self._forward = cast(nn.Module, torch.compile(model, dynamic=False, mode=mode)) if precision.compiled else model
         if group.size > 1:
             for value in model.state_dict().values():
                 dist.broadcast(value, src=0)
@@ -101,6 +103,8 @@ class Network:
         A single copy has no batch statistics if a feature map is of one pixel. Batch normalisation then uses its
         running statistics, and leaves them as they are.
         """
+        if self.precision.gpu.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         x = x.contiguous(memory_format=torch.channels_last)
         alone = len(x) == 1 and self.model.training and self._needs_two(tuple(x.shape))
         statistics = _running_statistics(self.norms) if alone else nullcontext()
@@ -118,11 +122,16 @@ class Network:
                 self._refused[shape] = True
         return self._refused[shape]
 
-    def frozen(self, x: Tensor) -> Tensor:
-        """Returns the logits in evaluation mode with constant weights. Attacks differentiate them."""
+    @contextmanager
+    def frozen(self) -> Iterator[Network]:
+        """Yields the network in evaluation mode with constant weights, for as long as the context lasts.
+
+        Attacks differentiate it. It takes a walk over all modules and weights, which an attack pays once, not at each
+        of its steps.
+        """
         self.model.eval().requires_grad_(False)
         try:
-            return self(x)
+            yield self
         finally:
             self.model.train().requires_grad_(True)
 
@@ -135,14 +144,38 @@ class Network:
         """
         if self.group.size == 1:
             return
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        statistics = [s for norm in self.norms for s in (norm.running_mean, norm.running_var) if s is not None]
-        shares = torch._foreach_mul(statistics, share) if statistics else ()
-        flat = torch.cat([value.flatten() for value in (*gradients, *shares)])
-        dist.all_reduce(flat)
-        own = [*gradients, *statistics]
-        parts = torch.split(flat, [value.numel() for value in own])
-        torch._foreach_copy_(own, [part.view_as(value) for part, value in zip(parts, own, strict=True)])
+        if self._exchanged is None:
+            statistics = [s for norm in self.norms for s in (norm.running_mean, norm.running_var) if s is not None]
+            self._exchanged = _Exchanged([p for p in self.model.parameters() if p.grad is not None], statistics)
+        self._exchanged.run(share)
+
+
+class _Exchanged:
+    """What workers exchange at each step, in one flat buffer that lasts as long as the run.
+
+    Every gradient and every statistic has a view of it, laid out as the tensor itself. The optimiser reads the
+    gradients there, so that they are not copied back.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], statistics: list[Tensor]) -> None:
+        self.weights, self.statistics = weights, statistics
+        own = [*weights, *statistics]
+        self.flat = torch.zeros(sum(value.numel() for value in own), device=own[0].device, dtype=own[0].dtype)
+        parts = torch.split(self.flat, [value.numel() for value in own])
+        views = [part.as_strided(value.shape, value.stride()) for part, value in zip(parts, own, strict=True)]
+        self.gradients, self.means = views[: len(weights)], views[len(weights) :]
+
+    def run(self, share: float) -> None:
+        """Adds up the gradients and averages the statistics, weighted by `share`, over all workers."""
+        torch._foreach_copy_(self.gradients, [cast(Tensor, weight.grad) for weight in self.weights])
+        if self.means:
+            torch._foreach_copy_(self.means, self.statistics)
+            torch._foreach_mul_(self.means, share)
+        dist.all_reduce(self.flat)
+        for weight, gradient in zip(self.weights, self.gradients, strict=True):
+            weight.grad = gradient
+        if self.means:
+            torch._foreach_copy_(self.statistics, self.means)
 
 
 @contextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from macer_serve.datasets import dataset_info
 from macer_serve.errors import ParameterError
 from macer_serve.evaluation.logs import Row
+from macer_serve.training.recipe import Recipe
 
 WITHOUT_HELD_OUT = "Held-out images are certified at the end. With 0 of them the test split is not needed."
 
@@ -19,12 +21,14 @@ Progress = Callable[[int, int, int, dict[str, float]], None]
 class Callbacks:
     """What is called while a run goes on.
 
-    `progress` is called at every step with the epoch, the step, the steps per epoch and the metrics of the epoch
-    before. `certified` is called with the row of each held-out image, `note` with what the user should know before
-    training, and `checked` with the number of image files checked so far and their total.
+    `phase` is called before each phase with its number, counted from 1, and its recipe. `progress` is called at every
+    step with the epoch, the step, the steps per epoch and the metrics of the epoch before. `certified` is called with
+    the row of each held-out image, `note` with what the user should know before training, and `checked` with the
+    number of image files checked so far and their total.
     """
 
     progress: Progress = lambda epoch, step, steps, metrics: None
+    phase: Callable[[int, Recipe], None] = lambda number, recipe: None
     certified: Callable[[Row], None] = lambda row: None
     note: Callable[[str], None] = lambda text: None
     checked: Callable[[int, int], None] = lambda done, total: None
@@ -35,7 +39,10 @@ class TrainingOptions:
     """The options of a run. `threads` None means all cores, shared among the workers.
 
     `held_out` test images are certified at the end, and every `certify_every` epochs if that is given; 0 for none.
-    `split` is the share of the images of a tree that is set aside for tests, if the tree has no test split.
+    `loaders` None takes what the machine has. `packed` is a pack of the training images (`datasets.packed`).
+    `split` is the share of the images of a tree that is set aside for tests, if the tree has no test split. The
+    checkpoint records `earlier`, the recipes of the phases before this one. The folder of the run keeps
+    `recipe_file`, the text of a recipe file.
     """
 
     dataset: str
@@ -50,7 +57,8 @@ class TrainingOptions:
     seed: int = 0
     size: int | None = None
     limit: int | None = None
-    loaders: int = 2
+    loaders: int | None = None
+    packed: Path | None = None
     device: str | None = None
     precision: str = "auto"
     compile_: str = "auto"
@@ -63,6 +71,12 @@ class TrainingOptions:
     held_out: int = 100
     certify_every: int | None = None
     tensorboard: bool = False
+    deterministic: bool = False
+    cudnn_benchmark: bool = False
+    cuda_graphs: bool = False
+    sync_batch_norm: bool = False
+    earlier: tuple[dict[str, Any], ...] = ()
+    recipe_file: str = ""
 
     def __post_init__(self) -> None:
         for name in ("size", "limit", "threads", "workers", "micro_batch", "save_every", "keep", "certify_every"):
@@ -75,7 +89,11 @@ class TrainingOptions:
             )
         if not 0 <= self.seed < 2**63:
             raise ParameterError("the seed must lie in [0, 2^63)", settings=("seed",))
-        if min(self.loaders, self.held_out) < 0:
+        if self.packed is not None and not dataset_info(self.dataset).is_tree:
+            raise ParameterError(
+                f"{self.dataset} is held in memory; only imagenet and folder are read from packs", settings=("packed",)
+            )
+        if min(self.loaders or 0, self.held_out) < 0:
             raise ParameterError("loaders and held-out images must not be negative", settings=("loaders", "held_out"))
         if self.certify_every is not None and not self.held_out:
             raise ParameterError(

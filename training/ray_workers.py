@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macer_serve.datasets import load_dataset
-from macer_serve.errors import InterruptedRunError, MacerError, ParameterError, TrainingError, first_line
+from macer_serve.errors import InterruptedRunError, MacerError, TrainingError, first_line
+from macer_serve.ray_cluster import absolute, ray_cluster, share_of
 from macer_serve.training.loop import stop_requests
 from macer_serve.training.network import Agreement, Group
 from macer_serve.training.options import Callbacks, TrainingOptions
@@ -42,25 +43,15 @@ def train_on_workers(options: TrainingOptions, recipe: Recipe, callbacks: Callba
     """Trains with `options.workers` workers, until the checkpoint is written.
 
     If a worker is lost (killed, or its machine is gone), all start again from the last saved state. Raises the
-    `MacerError` that a worker raised, `InterruptedRunError` after SIGTERM or SIGINT, or `TrainingError` after
-    `MOST_FAILURES` attempts that saved nothing.
+    `MacerError` that a worker raised, `ClusterError` if Ray cannot start, `InterruptedRunError` after SIGTERM or
+    SIGINT, or `TrainingError` after `MOST_FAILURES` attempts that saved nothing.
     """
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, gives workers less of the CPU than others
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # its notices are not used here
-    import ray
-
     if options.download:
         for split in ("train", "test") if options.held_out else ("train",):
             load_dataset(options.dataset, options.data_dir, split, download=True)
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    try:
-        with stop_requests() as stop_requested:
-            _attempts(options, recipe, stop_requested, callbacks)
-    finally:
-        if started:
-            ray.shutdown()
+    with ray_cluster(), stop_requests() as stop_requested:
+        _attempts(options, recipe, stop_requested, callbacks)
 
 
 def _attempts(
@@ -104,38 +95,22 @@ def _for_workers(options: TrainingOptions) -> tuple[TrainingOptions, ScalingConf
 
     Raises `ParameterError` if the cluster has fewer GPUs or cores than workers. Ray would wait for them.
     """
-    import ray
     from ray.train import ScalingConfig
 
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    cores, gpus = [int(m.get("CPU", 0)) for m in machines], sum(int(m.get("GPU", 0)) for m in machines)
-    device = options.device or ("cuda" if gpus else "cpu")
-    use_gpu = device.startswith("cuda")
-    if options.workers > (gpus if use_gpu else sum(cores)):
-        there = f"{gpus} GPUs" if use_gpu else f"{sum(cores)} CPU cores"
-        raise ParameterError(
-            f"{options.workers} workers need one each, and the cluster has {there}", settings=("workers",)
-        )
-    most = max(1, cores_each(cores, options.workers))
-    threads = options.threads or most
+    share = share_of(options.workers, device=options.device, cores=options.threads)
     options = replace(
         options,
-        device="cuda" if use_gpu else device,
-        threads=threads,
+        device="cuda" if share.gpu else options.device or "cpu",
+        threads=options.threads or share.cores,
         data_dir=options.data_dir.absolute(),
         out=options.out.absolute(),
-        init=_absolute(options.init),
+        init=None if options.init is None else absolute(options.init),
         restart=False,
         download=False,
     )
-    each = {"GPU": 1} if use_gpu else {"CPU": min(threads, most)}
-    return options, ScalingConfig(num_workers=options.workers, use_gpu=use_gpu, resources_per_worker=each)
-
-
-def cores_each(machines: list[int], workers: int) -> int:
-    """Returns the most cores that each worker can have, 0 if some worker has none; `machines` are their cores."""
-    fitting = (each for each in range(max(machines), 0, -1) if sum(cores // each for cores in machines) >= workers)
-    return next(fitting, 0)
+    return options, ScalingConfig(
+        num_workers=options.workers, use_gpu=share.gpu, resources_per_worker=share.resources()
+    )
 
 
 def _attempt(
@@ -229,9 +204,3 @@ def _kept(options: TrainingOptions) -> str:
 
 def _saved(options: TrainingOptions) -> list[str]:
     return [path.name for path in RunFolder(options.folder).states()]
-
-
-def _absolute(checkpoint: str | None) -> str | None:
-    if checkpoint is None or checkpoint.startswith("bundled:"):
-        return checkpoint
-    return str(Path(checkpoint).expanduser().absolute())

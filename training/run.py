@@ -23,7 +23,7 @@ def run_training(options: TrainingOptions, recipe: Recipe, callbacks: Callbacks 
     `CheckpointError` if `out` is not free.
     """
     callbacks = callbacks or Callbacks()
-    _require_free(options.out)
+    require_free(options.out)
     with locked(options.out):  # two runs in one folder would mix their states and lose a checkpoint
         check_images(options, callbacks)
         if options.restart:
@@ -37,7 +37,7 @@ def run_training(options: TrainingOptions, recipe: Recipe, callbacks: Callbacks 
     return load_config(options.out)
 
 
-def _require_free(out: Path) -> None:
+def require_free(out: Path) -> None:
     """Raises what `save_checkpoint` would raise after the hours of training."""
     if out.exists() and not (out.is_dir() and all(p.name in FILES for p in out.iterdir())):
         raise CheckpointError(f"{out} holds other files than a checkpoint's; choose another folder", settings=("out",))

@@ -2,6 +2,7 @@
 
 OUT.run/
 ├── state-00000012-000000.pt    the state after 12 epochs and 0 steps; the latest few are kept
+├── recipe.yaml                 the recipe that the run began with
 ├── log.jsonl                   one line per epoch
 ├── certified.jsonl             certified curves on held-out images (`held_out.py`)
 ├── tensorboard/                the same as TensorBoard's curves (`curves.py`)
@@ -33,6 +34,7 @@ class RunFolder:
         self.folder, self.keep = folder, keep
         self.log_path = folder / "log.jsonl"
         self.certified_path = folder / "certified.jsonl"
+        self.recipe_path = folder / "recipe.yaml"
 
     def states(self) -> list[Path]:
         """Returns the saved states, the latest last."""
@@ -103,9 +105,18 @@ class RunFolder:
         """Returns the certified curves so far. Raises `TrainingError` if their file is damaged."""
         return _lines(self.certified_path)
 
+    def keep_recipe(self, text: str) -> None:
+        """Writes the recipe of a run that begins. A run that continues keeps the one that it began with."""
+        if self.states() and self.recipe_path.exists():
+            return
+        try:
+            _write(self.recipe_path, lambda handle: handle.write(text.encode()))
+        except OSError as error:
+            raise self._unwritten(self.recipe_path, error) from error
+
     def discard(self) -> None:
         """Removes the states and the logs of the run."""
-        for path in (*self.states(), self.log_path, self.certified_path):
+        for path in (*self.states(), self.log_path, self.certified_path, self.recipe_path):
             path.unlink(missing_ok=True)
 
     def _add(self, path: Path, entry: dict[str, Any]) -> None:

@@ -12,17 +12,18 @@ from torch import nn
 
 from macer_serve.checkpoint import WEIGHTS, CheckpointConfig, save_checkpoint
 from macer_serve.datasets import ImageSet
-from macer_serve.errors import TrainingError
+from macer_serve.datasets.packed import load_pack
+from macer_serve.errors import TrainingError, first_line
 from macer_serve.hardware import usable_cores
 from macer_serve.training.curves import Curves
-from macer_serve.training.data import Batches, DeviceBatches, TreeBatches
+from macer_serve.training.data import Batches, DeviceBatches, TreeBatches, default_loaders
 from macer_serve.training.held_out import certified_curve
 from macer_serve.training.images import held_out_images, training_images
 from macer_serve.training.initial import initial_model
 from macer_serve.training.loop import LoopOptions, train
 from macer_serve.training.network import Group
 from macer_serve.training.options import Callbacks, TrainingOptions
-from macer_serve.training.precision import Precision
+from macer_serve.training.precision import GpuOptions, Precision
 from macer_serve.training.recipe import Recipe
 from macer_serve.training.run_state import RunFolder
 from macer_serve.version import __version__
@@ -33,7 +34,14 @@ log = logging.getLogger(__name__)
 _DIVERGED = 10.0
 
 
-def _batches(images: ImageSet, options: TrainingOptions, batch: int, device: torch.device, group: Group) -> Batches:
+def _batches(
+    images: ImageSet,
+    options: TrainingOptions,
+    batch: int,
+    device: torch.device,
+    group: Group,
+    note: Callable[[str], None],
+) -> Batches:
     seed, limit = options.seed, options.limit
     if images.arrays() is not None:
         return DeviceBatches(images, batch=batch, seed=seed, device=device, limit=limit, group=group)
@@ -44,9 +52,10 @@ def _batches(images: ImageSet, options: TrainingOptions, batch: int, device: tor
         batch=batch,
         seed=seed,
         device=device,
-        loaders=options.loaders,
+        loaders=default_loaders(device, group.size) if options.loaders is None else options.loaders,
         limit=limit,
         group=group,
+        note=note,
     )
 
 
@@ -60,7 +69,8 @@ def train_worker(
 ) -> None:
     """Trains as one worker of a group; rank 0 writes the checkpoint. Raises what `run.run_training` raises."""
     torch.set_num_threads(options.threads or max(1, usable_cores() // group.size))
-    precision = Precision.choose(options.device, options.precision, options.compile_)
+    gpu = GpuOptions(options.deterministic, options.cudnn_benchmark, options.cuda_graphs, options.sync_batch_norm)
+    precision = Precision.choose(options.device, options.precision, options.compile_, gpu)
     precision.apply()
     log.info("device %s, %s, compiled %s", precision.device, precision.arithmetic, precision.compiled)
     images = training_images(options)
@@ -83,6 +93,8 @@ def train_worker(
         "precision": precision.to_json(),
         "micro_batch": options.micro_batch,
         "workers": group.size,
+        **({"earlier": list(options.earlier)} if options.earlier else {}),
+        **({} if options.packed is None else {"packed": load_pack(options.packed, options.dataset)[1].source}),
     }
     identity = {
         "dataset": options.dataset,
@@ -118,16 +130,27 @@ def train_worker(
         progress=callbacks.progress,
         after_epoch=after_epoch,
     )
-    batches = _batches(images, options, recipe.batch, precision.device, group)
+    batches = _batches(
+        images, options, recipe.batch, precision.device, group, callbacks.note if group.rank == 0 else lambda text: None
+    )
     if group.rank == 0 and (entries := folder.entries()) and entries[-1]["images"] != batches.images_per_epoch:
         callbacks.note(
             f"the run in {folder.folder} began with {entries[-1]['images']:,} images, and there are now "
             f"{batches.images_per_epoch:,}: it continues with these"
         )
+    model = initial.model
+    if gpu.sync_batch_norm and group.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    if group.rank == 0 and options.recipe_file:
+        folder.keep_recipe(options.recipe_file)
     try:
-        exported = train(
-            initial.model, batches, recipe, seed=options.seed, options=loop, folder=folder, identity=identity
-        )
+        exported = train(model, batches, recipe, seed=options.seed, options=loop, folder=folder, identity=identity)
+    except RuntimeError as error:
+        if not (gpu.deterministic and "deterministic" in str(error)):
+            raise
+        raise TrainingError(
+            f"deterministic kernels cannot train this network here: {first_line(error)}", settings=("deterministic",)
+        ) from error
     finally:
         if curves is not None:
             curves.close()

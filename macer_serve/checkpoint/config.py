@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from macer_serve.checkpoint.limits import MAX_CLASSES, MAX_INPUT_VALUES, MAX_RESIZE, SIGMA_RANGE
-from macer_serve.errors import CheckpointError
+from macer_serve.errors import CheckpointError, ParameterError
+from macer_serve.smoothing.hierarchy import Hierarchy
 
 SCHEMA_VERSION = 2
 
 # A checkpoint's files beside config.json. One of the first two holds the network; the last is its quantised form.
 WEIGHTS, GRAPH, INT8 = "model.safetensors", "model.onnx", "model.int8.onnx"
 
-_IMPORTED = ("outputs", "source")
+_OPTIONAL = ("hierarchy", "outputs", "source")
 _CLAIM = ("architecture", "classes", "files", "input_shape", "mean", "outputs", "resize", "sigma", "std")
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 
@@ -68,6 +69,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "resize": ("resize must be a whole number", _is_whole),
     "dataset": ("dataset must be text", lambda value: value is None or _is_text(value)),
     "seed": ("seed must be a whole number", lambda value: value is None or _is_whole(value)),
+    "hierarchy": ("hierarchy must be one", lambda value: value is None or isinstance(value, Hierarchy)),
     "outputs": ("outputs must be logits or probabilities", _is_text),
     **{
         name: (f"{name} must be an object", _is_object)
@@ -89,6 +91,9 @@ class CheckpointConfig:
 
     `outputs` says what the network returns: `logits`, or `probabilities` if it ends in a softmax. Hard votes are the
     same for both; the soft bound needs logits. `source` says from which file a network was imported.
+
+    `hierarchy` groups the classes for coarse answers. It is part of the policy, not of the claim's model: changing it
+    gives other noise, but the same `digest`.
     Raises `CheckpointError` at construction if a field is outside its range.
     """
 
@@ -108,6 +113,7 @@ class CheckpointConfig:
     quantization: dict[str, Any] = field(default_factory=dict)
     outputs: Literal["logits", "probabilities"] = "logits"
     source: dict[str, Any] = field(default_factory=dict)
+    hierarchy: Hierarchy | None = None
     versions: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -145,7 +151,11 @@ class CheckpointConfig:
             if wrong_value:
                 raise CheckpointError(f"config.json: {message}")
         try:
+            if self.hierarchy is not None:
+                self.hierarchy.check(self.classes)
             canonical_json(self.to_json())
+        except ParameterError as error:
+            raise CheckpointError(f"config.json: {error}") from error
         except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"config.json: every number must be finite, and every text valid Unicode ({error})"
@@ -166,9 +176,10 @@ class CheckpointConfig:
         return digest_of(canonical_json({name: whole[name] for name in _CLAIM}))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the configuration as JSON. The fields of imported networks are left out if they say nothing."""
+        """Returns the configuration as JSON. Fields that few checkpoints need are left out if they say nothing."""
         data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return {k: v for k, v in data.items() if not (k in _IMPORTED and v in ("logits", {}))}
+        data["hierarchy"] = None if self.hierarchy is None else self.hierarchy.to_json(self.classes)
+        return {k: v for k, v in data.items() if not (k in _OPTIONAL and v in ("logits", {}, None))}
 
     @classmethod
     def from_json(cls, data: Any) -> CheckpointConfig:
@@ -189,6 +200,10 @@ class CheckpointConfig:
             raise CheckpointError(f"config.json: {', '.join(wrong)} must be a list")
         values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
         try:
+            if (written := values.get("hierarchy")) is not None:
+                values["hierarchy"] = Hierarchy.from_json(written, values.get("classes"))
             return cls(**values)
+        except ParameterError as error:
+            raise CheckpointError(f"config.json: {error}") from error
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"config.json: {error}") from error

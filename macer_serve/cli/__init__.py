@@ -17,6 +17,7 @@ from macer_serve.version import __version__
 
 _COMMANDS = {
     "serve": "Serve certified inference over HTTP.",
+    "pack": "Decode and resize the images of a tree for training.",
     "train": "Train a base classifier for smoothing.",
     "import": "Make a checkpoint of your own network.",
     "certify": "Certify a data set and write a log.",
@@ -25,6 +26,7 @@ _COMMANDS = {
     "verify": "Check a certificate that someone issued.",
     "key": "Make and check the key that certificates are issued with.",
     "export": "Write a base classifier as an ONNX file.",
+    "hierarchy": "Print or replace the groups of a checkpoint's classes.",
     "quantize": "Add an int8 form of its network to a checkpoint.",
 }
 

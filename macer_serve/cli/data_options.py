@@ -11,15 +11,15 @@ from macer_serve.cli.options import Command, with_options
 from macer_serve.datasets import DATASETS
 
 
-def data_options(*, dataset_required: bool = True) -> Callable[[Command], Command]:
+def data_options(*, dataset_default: str | None = None) -> Callable[[Command], Command]:
     """Adds `--dataset`, `--data-dir`, `--download` and `--split`.
 
-    An optional data set is the one of the checkpoint's training.
+    With a default, in words, the data set need not be given.
     """
     where = "Where the data set lies.  [default: the environment's MACER_DATA_DIR]"
-    which = None if dataset_required else "[default: the set that the checkpoint was trained on]"
+    which = dataset_default and f"[default: {dataset_default}]"
     options = (
-        click.option("--dataset", type=click.Choice(list(DATASETS)), required=dataset_required, help=which),
+        click.option("--dataset", type=click.Choice(list(DATASETS)), required=dataset_default is None, help=which),
         click.option("--data-dir", type=click.Path(path_type=Path), required=True, envvar="MACER_DATA_DIR", help=where),
         click.option("--download", is_flag=True, help="Fetch CIFAR-10, SVHN or MNIST into --data-dir first."),
         click.option(

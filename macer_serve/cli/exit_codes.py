@@ -19,6 +19,7 @@ EXIT_CODES: dict[type[errors.MacerError], int] = {
     errors.OtherKeyError: 13,
     errors.OutputError: 16,
     errors.IssuerKeyError: 17,
+    errors.ClusterError: 18,
 }
 
 # Of a training run that was told to stop and saved its state, as a shell reports SIGTERM.
@@ -35,6 +36,7 @@ VERDICTS = {
     "policy not fixed beforehand": 15,
     "consistent": 20,
     "another engine": 21,
+    "signed, evidence withheld": 22,
     "not authenticated": 23,
 }
 

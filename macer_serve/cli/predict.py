@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="predict: the class alone, without a radius.",
 )
+@click.option("--coarse/--no-coarse", default=True, show_default=True, help="Name a group if no class is certified.")
 @click.option("--noise", type=click.Choice(["exact", "gaussian"]), default="exact", show_default=True)
 @click.option(
     "--key",
@@ -43,6 +44,7 @@ def command(
     images: tuple[str, ...],
     checkpoint: str,
     mode: str,
+    coarse: bool,
     noise: str,
     key: Path | None,
     as_json: bool,
@@ -57,7 +59,7 @@ def command(
 
     if images.count("-") > 1:
         raise click.UsageError("- stands for standard input, and can be given once")
-    plan = plan_of(options, mode=mode)
+    plan = plan_of(options, mode=mode, coarse=coarse)
     opened = [(name, image_of(name)) for name in images]
     _check(opened)
     classifier = SmoothedClassifier.load(
@@ -94,6 +96,7 @@ def _certified(classifier: SmoothedClassifier, image: str | bytes, plan: Plan) -
     """Returns the certificate of an image, with a progress bar on standard error meanwhile."""
     from tqdm import tqdm
 
+    from macer_serve.smoothing.certificate import shown_group
     from macer_serve.smoothing.certification import Certification
 
     with tqdm(total=plan.selection + plan.n, unit="vote", file=sys.stderr, leave=False) as bar:
@@ -101,7 +104,9 @@ def _certified(classifier: SmoothedClassifier, image: str | bytes, plan: Plan) -
         def progress(run: Certification) -> None:
             if not bar.disable:  # what is proved so far: valid even if the run is interrupted
                 claim = run.claim()
-                label = "undecided" if claim.class_id is None else classifier.config.classes[claim.class_id]
+                label = shown_group(claim, run.plan) or "undecided"
+                if claim.class_id is not None:
+                    label = classifier.config.classes[claim.class_id]
                 bar.set_postfix_str(f"{label}  radius {claim.radius:.6f}", refresh=False)
             bar.update(run.drawn - bar.n)
 
@@ -110,6 +115,9 @@ def _certified(classifier: SmoothedClassifier, image: str | bytes, plan: Plan) -
 
 def _answer(certificate: Certificate) -> str:
     """Returns the answer in words, with its statement on a second line."""
+    if certificate.group is not None:
+        radii = f"radius {certificate.group_radius:.6f}  upload radius {certificate.group_upload_radius:.6f}"
+        return f"a group: {certificate.group}  {radii}\n{certificate.statement}"
     if certificate.abstained:
         return f"abstained: {certificate.reason}"
     radii = f"  radius {certificate.radius:.6f}  upload radius {certificate.upload_radius:.6f}"

@@ -12,7 +12,7 @@ from macer_serve.cli.data_options import data_options
 
 @click.command("quantize")
 @click.argument("checkpoint")
-@data_options(dataset_required=False)
+@data_options(dataset_default="the set that the checkpoint was trained on")
 @click.option("--held-out", type=click.IntRange(1), default=2000, show_default=True, help="Images to compare on.")
 def command(
     checkpoint: str, dataset: str | None, data_dir: Path, download: bool, split: float | None, held_out: int

@@ -15,7 +15,8 @@ def command(yaml: Path | None, print_yaml: bool) -> None:
     """Serve the models of a YAML file, or the bundled CIFAR-10 model.
 
     The file has the format of Serve's deployments; 'serve run' starts it, too. Ctrl-C or SIGTERM ends the server after
-    the requests in flight have been answered; a second Ctrl-C ends it at once.
+    the requests in flight have been answered; a second Ctrl-C ends it at once. SIGHUP has the file read again, and
+    deployed without a failed request; one line says whether the new deployment was taken.
 
     \b
     Exit codes:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from macer_serve.issuing import KeySet
     from macer_serve.smoothing.noise import NoiseKind
     from macer_serve.verification import Document, Verification
+    from macer_serve.verification.short_claims import ClaimDocument
     from macer_serve.voters import Voter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -32,6 +33,12 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
     help="The issuer's public keys, as the server's /.well-known/jwks.json gives them. Get them from a trusted source.",
 )
 @click.option("--checkpoint", default="bundled:cifar10", show_default=True, help="A folder, or bundled:NAME.")
+@click.option(
+    "--withheld",
+    type=click.Path(path_type=Path, exists=True),
+    default=None,
+    help="The certificate behind a short claim, or the folder in which the operator keeps certificates.",
+)
 @click.option("--recount/--no-recount", default=True, show_default=True, help="Count the votes again.")
 @click.option("--device", default=None, help="cpu or cuda.  [default: that of the record's engine, if it is here]")
 @click.option("--verbose", is_flag=True, help="Print every finding.")
@@ -41,6 +48,7 @@ def command(
     image: str,
     key: Path | None,
     checkpoint: str,
+    withheld: Path | None,
     recount: bool,
     device: str | None,
     verbose: bool,
@@ -60,8 +68,8 @@ def command(
       0   proved
       10  altered                            20  consistent
       11  about another image or checkpoint  21  another engine
-      12  contradicted                       23  not authenticated
-      13  issued under another key
+      12  contradicted                       22  signed, evidence withheld
+      13  issued under another key           23  not authenticated
       14  not readable
       15  policy not fixed beforehand
       2   a parameter is out of range; 3 checkpoint, 7 voter, 8 image, 17 key cannot be used
@@ -73,7 +81,7 @@ def command(
     from macer_serve.issuing.key_files import read
 
     keys = public_keys(read(key)) if key is not None else None
-    auditor = _Auditor(checkpoint, load_config(checkpoint), keys, device, recount)
+    auditor = _Auditor(checkpoint, load_config(checkpoint), keys, device, recount, withheld)
     if not certificate.is_dir():
         report, verdict = auditor.verdict(certificate, image)
         click.echo(json.dumps(report, indent=2) if as_json else _in_words(report, verbose))
@@ -96,34 +104,52 @@ class _Auditor:
     """What is the same for all certificates of one command: checkpoint, keys, and the voters that were opened."""
 
     def __init__(
-        self, checkpoint: str, config: CheckpointConfig, keys: KeySet | None, device: str | None, recount: bool
+        self,
+        checkpoint: str,
+        config: CheckpointConfig,
+        keys: KeySet | None,
+        device: str | None,
+        recount: bool,
+        withheld: Path | None,
     ) -> None:
         self._checkpoint, self._config, self._keys, self._device = checkpoint, config, keys, device
-        self._recount = recount
+        self._recount, self._withheld = recount, withheld
         self._voters: dict[tuple[str, Any], Voter] = {}
 
     def verdict(self, file: Path, image: str) -> tuple[dict[str, Any], str]:
         """Returns the report on one certificate as JSON values, and the verdict's name."""
         from macer_serve.errors import ParameterError
         from macer_serve.verification import Verdict, read_document
-        from macer_serve.verification.reading import MAX_BYTES
+        from macer_serve.verification.short_claims import read_claim
 
         try:
-            with file.open("rb") as stream:  # of a file of gigabytes, no more than it takes to refuse it
-                document = read_document(stream.read(MAX_BYTES + 1))
+            data = _bytes_of(file)
+            document = read_claim(data) or read_document(data)
+            withheld = self._kept(document)
         except (ParameterError, OSError) as error:
             unreadable = Verdict.NOT_READABLE
             words = str(error) if isinstance(error, ParameterError) else f"{file}: {error.strerror or error}"
             found = [{"check": "document", "outcome": "does not hold", "words": words}]
             report = {"verdict": unreadable.value, "meaning": unreadable.paragraph}
             return {**report, "does_not_hold": ["document"], "not_checked": [], "findings": found}, unreadable.value
-        verified = self._verified(document, image)
+        verified = self._verified(document, image, withheld)
         return verified.to_json(), verified.verdict.value
 
-    def _verified(self, document: Document, image: str) -> Verification:
+    def _kept(self, document: Document | ClaimDocument) -> bytes | None:
+        """Returns the certificate behind a short claim, if the operator shows it. Raises `OSError`."""
+        from macer_serve.verification import Document
+
+        if isinstance(document, Document) or self._withheld is None:
+            return None
+        name = document.claim.withheld.removeprefix("sha256:")
+        file = self._withheld / f"{name}.jws" if self._withheld.is_dir() else self._withheld
+        return _bytes_of(file) if len(name) == 64 and name.isalnum() and file.is_file() else None
+
+    def _verified(self, document: Document | ClaimDocument, image: str, withheld: bytes | None) -> Verification:
         from tqdm import tqdm
 
-        from macer_serve.verification import verify
+        from macer_serve.verification import Document, read_document, verify
+        from macer_serve.verification.short_claims import verify_claim
 
         with tqdm(unit="vote", file=sys.stderr, leave=False, delay=0.5) as bar:
 
@@ -132,16 +158,17 @@ class _Auditor:
                 bar.update(done - bar.n)
 
             def voter(noise: NoiseKind) -> Voter:
-                return self._voter(document.certificate.engine, noise)
+                whole = document if isinstance(document, Document) else read_document(withheld or b"")
+                return self._voter(whole.certificate.engine, noise)
 
-            return verify(
-                document,
-                image_of(image),
-                self._config,
-                keys=self._keys,
-                voter=voter if self._recount else None,
-                progress=progress,
-            )
+            checks: dict[str, Any] = {
+                "keys": self._keys,
+                "voter": voter if self._recount else None,
+                "progress": progress,
+            }
+            if isinstance(document, Document):
+                return verify(document, image_of(image), self._config, **checks)
+            return verify_claim(document, image_of(image), self._config, withheld=withheld, **checks)
 
     def _voter(self, engine: str, noise: NoiseKind) -> Voter:
         """Returns a voter like the record's engine, if this machine has one; voters are kept for later records."""
@@ -154,6 +181,14 @@ class _Auditor:
             assert voter is not None
             self._voters[noise, options] = voter
         return self._voters[noise, options]
+
+
+def _bytes_of(file: Path) -> bytes:
+    """Returns the bytes of a file; of a file of gigabytes, no more than it takes to refuse it."""
+    from macer_serve.verification.reading import MAX_BYTES
+
+    with file.open("rb") as stream:
+        return stream.read(MAX_BYTES + 1)
 
 
 def _in_words(report: dict[str, Any], verbose: bool) -> str:

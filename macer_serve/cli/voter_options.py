@@ -17,7 +17,7 @@ def voter_options(command: Command) -> Command:
         click.option("--device", type=click.Choice(DEVICES), help="[default: cuda if there is a GPU, else cpu]"),
         click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True),
         click.option("--batch", type=click.IntRange(1, MAX_BATCH), help="Noisy copies per forward pass."),
-        click.option("--workers", type=click.IntRange(1), help="CPU cores.  [default: all]"),
+        click.option("--cores", "workers", type=click.IntRange(1), help="CPU cores.  [default: all]"),
         click.option("--compile/--no-compile", default=True, show_default=True, help="torch: compile the network."),
     ]
     return with_options(options)(command)

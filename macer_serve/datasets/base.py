@@ -65,7 +65,8 @@ class DatasetInfo:
 class ImageSet(Sequence[tuple[npt.NDArray[np.uint8], int]]):
     """Decoded images `uint8 [height, width, channels]` with their labels, in the data set's own order.
 
-    Image files are read by the decoder of uploads, with its default limits. Raises `DataError` for one it refuses.
+    Image files are read by the decoder of uploads, with its default limits. Raises `UnreadableImageError` for a file
+    that the decoder refuses.
     `folders` is what the classes are called on disk; the same as `classes` where they have no other names.
     """
 
@@ -84,6 +85,23 @@ class ImageSet(Sequence[tuple[npt.NDArray[np.uint8], int]]):
         image, label = self.source[index]
         pixels = np.asarray(image, dtype=np.uint8)
         return (pixels[:, :, None] if pixels.ndim == 2 else pixels), int(label)
+
+    def reduced(self, index: int, reduction: Callable[[int, int], int]) -> tuple[npt.NDArray[np.uint8], int]:
+        """Returns an image for training, and its label.
+
+        `reduction` is called once, with the height and width of the whole image. A JPEG file is decoded at the size
+        divided by what it returns: 1, 2, 4 or 8. Other images come whole.
+        """
+        if hasattr(self.source, "reduced"):
+            pixels, label = self.source.reduced(index, reduction)
+            return pixels, int(label)
+        pixels, label = self[index]
+        reduction(*pixels.shape[:2])
+        return pixels, label
+
+    def label(self, index: int) -> int:
+        """Returns the label of an image, which need not be decodable."""
+        return int(self.source.targets[index])
 
     def arrays(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None:
         """All images `uint8 [N, height, width, channels]` and labels `int64 [N]`; None for a tree of files."""

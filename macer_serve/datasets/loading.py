@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,11 @@ import numpy.typing as npt
 from macer_serve.class_names import class_names
 from macer_serve.datasets.base import DatasetInfo, ImageSet, Split
 from macer_serve.datasets.table import dataset_info
-from macer_serve.errors import DataError, ParameterError, UploadError
+from macer_serve.errors import DataError, ParameterError, UnreadableImageError, UploadError
 from macer_serve.image_tree import ImageTree, read_tree
+
+if TYPE_CHECKING:
+    from macer_serve.images import Reduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,21 @@ class _Files:
 
     samples: tuple[tuple[str, int], ...]
 
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The labels, in the order of the samples."""
+        return tuple(label for _, label in self.samples)
+
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, reduction: Reduction | None) -> tuple[npt.NDArray[np.uint8], int]:
+        """Returns an image and its label; a JPEG decoded by the divisor that `reduction` returns for its size."""
         path, label = self.samples[index]
-        return read_image(path), label
+        return read_image(path, reduction), label
 
 
 def _missing(info: DatasetInfo, root: Path) -> DataError:
@@ -119,16 +132,20 @@ def load_dataset(
     return ImageSet(info, source, classes)
 
 
-def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path, reduction: Reduction | None = None) -> npt.NDArray[np.uint8]:
     """Returns a file's pixels, uint8 `[height, width, 3]`, RGB, as the decoder of uploads does.
 
-    Raises `DataError`, which names the file, for what the decoder refuses.
+    A `reduction`, for training only, lets a JPEG be decoded at a part of its size (`images.decode`).
+
+    Raises `UnreadableImageError`, which names the file, for what the decoder refuses, and `DataError` for a file that
+    cannot be read at all.
     """
     from macer_serve.images import DEFAULT_LIMITS  # here, since `macer --help` loads this module and needs no Pillow
-    from macer_serve.inputs import pixels_of
+    from macer_serve.inputs import of_file
 
     try:
-        return pixels_of(path, DEFAULT_LIMITS)
+        return of_file(str(path), DEFAULT_LIMITS, reduction)
     except UploadError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise DataError(f"{path}: unreadable image ({reason}); remove or replace it") from error
+        kind = DataError if isinstance(error.__cause__, OSError) else UnreadableImageError
+        raise kind(f"{path}: unreadable image ({reason}); remove or replace it") from error

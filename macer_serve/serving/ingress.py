@@ -7,11 +7,10 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from contextlib import AsyncExitStack
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse
@@ -22,34 +21,46 @@ from macer_serve.errors import ParameterError
 from macer_serve.images import UploadLimits
 from macer_serve.issuing import Issuer, SeedProof
 from macer_serve.serving import problems
+from macer_serve.serving.certifying import Served, cancel_on_disconnect, certify_job, ms
+from macer_serve.serving.cutoffs import Cutoffs
 from macer_serve.serving.documentation import ASSETS, BODY, DOCS, PAGE, PROBLEMS, RESPONSES, asset
+from macer_serve.serving.hosts import Hosts, trusted
 from macer_serve.serving.middleware import Cors, DrainRequestBody
-from macer_serve.serving.ports import keep_to_loopback, metrics_addresses
+from macer_serve.serving.ports import bound_host, keep_to_loopback, metrics_addresses
 from macer_serve.serving.problems import (
-    ClientLeftError,
-    DrainingError,
-    OverloadedError,
-    SlowUploadError,
+    UnavailableError,
     UnknownModelError,
 )
 from macer_serve.serving.query import PredictQuery
 from macer_serve.serving.remote_voter import RemoteVoter
-from macer_serve.serving.schemas import Answer, ModelDescription, Progress, Timing, answer, progress
-from macer_serve.serving.settings import AppSettings, ModelSettings
+from macer_serve.serving.rollout import until_voters_are_new
+from macer_serve.serving.schemas import (
+    Answer,
+    ModelDescription,
+    Progress,
+    ShortAnswer,
+    Timing,
+    answer,
+    progress,
+    short_answer,
+)
+from macer_serve.serving.settings import AppSettings
+from macer_serve.serving.slots import RequestSlots
 from macer_serve.serving.streaming import EventStream, events
+from macer_serve.serving.upload_limits import Uploads
 from macer_serve.serving.uploads import read_image
+from macer_serve.serving.voter_model import ModelHandle, VoterModel
+from macer_serve.serving.withholding import asked_radius, plan_radius, withhold
 from macer_serve.smoothed import ModelInput, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
-from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
 from macer_serve.version import __version__
 
 log = logging.getLogger("ray.serve")
 
-_PROBE_S = 2.0  # for a voter to say that it is ready
+_PROBE_S = 0.9  # for a voter to say that it is ready
+_SIGNING_S = 0.1  # of a request's time are kept for signing and sending the answer
 _DECODERS = 4  # uploads decoded at a time: each may take some 100 MB
-
-T = TypeVar("T")
 
 app = FastAPI(
     title="macer-serve",
@@ -59,68 +70,9 @@ app = FastAPI(
     redoc_url=None,
 )
 problems.install(app)
-app.add_middleware(DrainRequestBody)
+app.add_middleware(Hosts)
 app.add_middleware(Cors)
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One model: its classifier without network, its voters, its settings."""
-
-    classifier: SmoothedClassifier
-    voter: RemoteVoter
-    settings: ModelSettings
-
-
-async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Returns the result of the work. If the client disconnects, cancels the work and raises `ClientLeftError`.
-
-    Ray cancels work, too, but a client can forbid that by a header.
-    """
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientLeftError("the client has left")
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _certify(
-    served: Served,
-    model_input: ModelInput,
-    proof: SeedProof,
-    plan: Plan,
-    cap: int,
-    budget_s: float,
-    progress: Callable[[Certificate], None] | None = None,
-) -> Certificate:
-    """Returns the certificate, or what is proved when the time for votes is over; `progress` sees it grow."""
-    run = served.classifier.certification(model_input, plan, cap=cap)
-    voter = await served.voter.describe()
-
-    def report(run: Certification) -> None:
-        if progress is not None and not run.done:
-            progress(served.classifier.certificate(model_input, run, proof, voter.engine))
-
-    try:
-        async with asyncio.timeout(budget_s):
-            await served.voter.drive(run, model_input.x, proof.seed, voter, report)
-    except TimeoutError:
-        run.stop("deadline")
-    return served.classifier.certificate(model_input, run, proof, voter.engine)
-
-
-def _ms(seconds: float) -> float:
-    return round(1e3 * seconds, 1)
+app.add_middleware(DrainRequestBody)  # the last is the outermost: whoever answers, the body is read
 
 
 @serve.ingress(app)
@@ -132,27 +84,47 @@ class Ingress:
     ) -> None:
         keep_to_loopback()
         Cors.allow(settings.cors_origins)
+        Hosts.allow(trusted(settings.trusted_hosts, bound_host()), settings.cors_origins)
         self._limits = settings.limits
+        self._uploads = Uploads(
+            timeout_s=settings.limits.upload_s,
+            rate=settings.limits.upload_rate,
+            per_client=settings.limits.uploads_per_client,
+            in_all=settings.limits.uploads,
+        )
         limits = UploadLimits(settings.limits.bytes, settings.limits.pixels)
         issuer = Issuer.read(key)  # an issuer cannot be pickled
         self._keys: dict[str, Any] = json.loads(issuer.keys.to_json())
+        self._issuer, self._withheld_dir = issuer, settings.withheld_dir
         self._models = {}
         for name, m in settings.models.items():
             classifier = SmoothedClassifier(configs[name], noise=m.noise, issuer=issuer, limits=limits)
-            voter = RemoteVoter(voters[name], m.replicas, classifier.config.digest)
+            model = VoterModel.of(m, classifier.config.digest)
+            voter = RemoteVoter(ModelHandle(voters[name], model), m.replicas, model.digest)
             self._models[name] = Served(classifier, voter, m)
         self._default = next(iter(settings.models))
         # Its own threads, not `to_thread`: a client that leaves does not stop its decoder, nor free the place.
         self._decoders = ThreadPoolExecutor(_DECODERS, "decoder")
         self._signer = ThreadPoolExecutor(1, "signer")  # so that no answer waits for the decoding of uploads
-        self._in_work = 0
-        self._draining, self._idle = False, asyncio.Event()
-        self._idle.set()
+        self._slots = RequestSlots(settings.limits.concurrent)
+        self._cutoffs = Cutoffs()
+        self._takes_over: asyncio.Task[None] | None = None
 
-    async def drain(self) -> None:
-        """Refuses new requests from now on; returns when those in flight are answered."""
-        self._draining = True
-        await self._idle.wait()
+    async def check_health(self) -> None:
+        """Returns the first time when this replica may take over. Serve sends it no request before."""
+        if self._takes_over is None:
+            self._takes_over = asyncio.create_task(until_voters_are_new(self._models))
+        await self._takes_over
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new requests from now on; returns when those in work are answered.
+
+        Certifications that run after `grace_s` seconds end with what they have proved, as at a deadline.
+        """
+        if not self._slots.draining:
+            self._slots.draining = True
+            self._cutoffs.set(grace_s)
+        await self._slots.until_all_are_free()
 
     @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
@@ -178,20 +150,24 @@ class Ingress:
         raise HTTPException(404, f"metrics in Prometheus' format are served by each Ray node: {', '.join(ports)}")
 
     @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz", summary="The ingress is alive")
+    @app.get("/healthz", summary="No restart is needed", responses={503: PROBLEMS[503]})
     async def healthz(self) -> dict[str, str]:
+        if replaced := [name for name, served in self._models.items() if served.voter.replaced]:
+            raise UnavailableError(f"the checkpoint of {', '.join(replaced)} was replaced; restart the server")
         return {"status": "ok"}
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="Every model can certify", responses={503: PROBLEMS[503]})
     async def readyz(self) -> dict[str, Any]:
-        if self._draining:
-            raise DrainingError("the server is shutting down")
-        described = await asyncio.gather(*(m.voter.describe(_PROBE_S) for m in self._models.values()))
+        self._slots.refuse_if_draining()
+        described = await asyncio.gather(*(m.voter.ask(_PROBE_S) for m in self._models.values()))
         return {
             "status": "ready",
             "models": {
-                name: {"engine": voter.engine, "passes": voter.passes}
+                # Counts before and after a request would show how many votes an answer took.
+                name: {"engine": voter.engine}
+                if (served := self._models[name]).settings.reveal != "radius"
+                else {"engine": voter.engine, "passes": served.voter.passes, "votes": served.voter.votes}
                 for name, voter in zip(self._models, described, strict=True)
             },
         }
@@ -218,7 +194,9 @@ class Ingress:
     @app.post("/v1/predict", responses=RESPONSES, openapi_extra=BODY, summary="Certify an image")
     @app.post("/predict/", include_in_schema=False)
     @app.post("/predict", responses=RESPONSES, openapi_extra=BODY, summary="Certify an image")
-    async def predict(self, request: Request, response: Response, query: Annotated[PredictQuery, Query()]) -> Answer:
+    async def predict(
+        self, request: Request, response: Response, query: Annotated[PredictQuery, Query()]
+    ) -> Answer | ShortAnswer:
         """The class of the image and the radius inside which nothing changes it, or an abstention (also 200)."""
         named = Counter(name for name, _ in request.query_params.multi_items())
         if repeated := [name for name, times in named.items() if times > 1]:
@@ -227,41 +205,59 @@ class Ingress:
         alpha, timeout_s = query.alpha, query.timeout_s
         if alpha is not None and alpha > self._limits.alpha:
             raise ParameterError(f"alpha must not exceed this server's {self._limits.alpha:g}, not {alpha:g}")
+        hidden, asked = served.settings.reveal != "radius", asked_radius(served.settings, query)
+        radius = plan_radius(served.settings, query, asked)
         plan, cap = served.settings.asked(
-            mode=query.mode, n=query.n, alpha=alpha, radius=query.radius, tolerance=query.tolerance
+            mode=query.mode,
+            n=query.n,
+            alpha=alpha,
+            radius=radius,
+            tolerance=query.tolerance,
+            coarse=query.coarse,
         )
         limit = self._limits.timeout_s
         if timeout_s is not None and timeout_s > limit:
             raise ParameterError(f"timeout_s must not exceed this server's {limit:g}, not {timeout_s:g}")
         budget = limit if timeout_s is None else timeout_s
+        self._slots.refuse_if_draining()
+        for_votes = max(budget - _SIGNING_S, 0.5 * budget)
+        await served.voter.describe(budget)
+        served.voter.require_time(plan, cap, for_votes)  # a refusal should not come after the whole upload
+        data = await self._uploads.read(request, lambda body: read_image(body, self._limits.bytes))
         async with AsyncExitStack() as place:
-            await place.enter_async_context(self._slot())
-            try:
-                async with asyncio.timeout(limit):
-                    data = await read_image(request, self._limits.bytes)
-            except TimeoutError:
-                raise SlowUploadError(f"the upload was not complete after {limit:g} s") from None
+            await place.enter_async_context(self._slots.slot())
             uploaded = time.perf_counter()
+            job = place.enter_context(served.voter.admitted(plan, cap, for_votes))
             decoding = self._decode(served, data, plan)
-            model_input, proof, began, decoded = await _cancel_on_disconnect(request, decoding)
+            model_input, proof, began, decoded = await cancel_on_disconnect(request, decoding)
 
-            async def certify(report: Callable[[Progress], None] | None = None) -> Answer:
-                growing = None if report is None else lambda certificate: report(progress(certificate))
-                work = _certify(served, model_input, proof, plan, cap, budget, growing)
-                certificate = await _cancel_on_disconnect(request, work)
+            async def certify(report: Callable[[Progress], None] | None = None) -> Answer | ShortAnswer:
+                growing = None if report is None or hidden else lambda certificate: report(progress(certificate))
+                work = certify_job(served, job, model_input, proof, plan, cap, self._cutoffs, growing)
+                certificate = await cancel_on_disconnect(request, work)
                 jws = await asyncio.get_running_loop().run_in_executor(
                     self._signer, served.classifier.signed, certificate
                 )
+                if hidden:
+                    return await self._short_answer(served, certificate, str(jws), asked)
                 finished = time.perf_counter()
-                timing = Timing(
-                    queue=_ms(began - uploaded), decode=_ms(decoded - began), certify=_ms(finished - decoded)
-                )
+                timing = Timing(queue=ms(began - uploaded), decode=ms(decoded - began), certify=ms(finished - decoded))
                 return answer(certificate, jws, served.classifier.config.classes, timing)
 
             if query.stream:  # the place goes with it
                 return EventStream(events(certify, request.url.path), place.pop_all().aclose)  # type: ignore[return-value]
             response.headers["Cache-Control"] = "no-store"
             return await certify()
+
+    async def _short_answer(
+        self, served: Served, certificate: Certificate, jws: str, asked: float | None
+    ) -> ShortAnswer:
+        """Returns what the model reveals of a certificate, which is kept first."""
+        assert self._withheld_dir is not None  # AppSettings has checked it
+        claim, signed = await asyncio.get_running_loop().run_in_executor(
+            self._signer, withhold, certificate, jws, served.settings, asked, self._withheld_dir, self._issuer
+        )
+        return short_answer(claim, signed)
 
     async def _decode(self, served: Served, data: bytes, plan: Plan) -> tuple[ModelInput, SeedProof, float, float]:
         """Returns an upload as model input, its seed under the plan's policy, and when decoding began and ended."""
@@ -279,25 +275,6 @@ class Ingress:
         except KeyError:
             raise UnknownModelError(f"there is no model {name!r}; choose one of: {', '.join(self._models)}") from None
 
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        """Holds one request slot until the context ends.
-
-        Raises `OverloadedError` if all slots are taken, `DrainingError` if the server is about to end.
-        """
-        if self._draining:
-            raise DrainingError("the server is shutting down; try again shortly")
-        if self._in_work >= self._limits.concurrent:
-            raise OverloadedError(f"{self._in_work} requests are in work already; try again shortly")
-        self._in_work += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._in_work -= 1
-            if not self._in_work:
-                self._idle.set()
-
     def _describe(self, name: str) -> ModelDescription:
         served = self._models[name]
         config = served.classifier.config
@@ -309,7 +286,9 @@ class Ingress:
             sigma=config.sigma,
             input_shape=list(config.input_shape),
             noise=served.classifier.noise.name,
-            plan=served.settings.plan().to_json(),
+            plan=served.classifier.policy_plan(served.settings.plan()).to_json(),
             cap=served.settings.asked()[1],
             default=name == self._default,
+            reveal=served.settings.reveal,
+            bucket_grid=list(served.settings.bucket_grid),
         )

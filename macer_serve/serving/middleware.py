@@ -6,11 +6,16 @@ import asyncio
 from collections.abc import Iterable
 from typing import ClassVar
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from macer_serve.serving.problems import problem
 
 READ_ON_BYTES = 64 * 2**20  # of a refused body
 READ_ON_S = 30.0
+READ_ON_RATE = 64 * 2**10  # bytes per second
 IDLE_S = 2.0  # a client that sends nothing for so long waits for the answer
 
 
@@ -49,15 +54,16 @@ class DrainRequestBody:
 
 async def _read_on(receive: Receive) -> None:
     """Returns at the end of the body, or when one of the bounds above is reached."""
-    left = READ_ON_BYTES
+    read, began = 0, asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(READ_ON_S):
-            while left > 0:
-                async with asyncio.timeout(IDLE_S):
+        async with asyncio.timeout_at(began + READ_ON_S):
+            while read < READ_ON_BYTES:
+                # Whoever sends slowly on purpose is not waited for.
+                async with asyncio.timeout_at(began + IDLE_S + read / READ_ON_RATE):
                     message = await receive()
                 if message["type"] != "http.request" or not message.get("more_body", False):
                     return
-                left -= len(message.get("body", b""))
+                read += len(message.get("body", b""))
     except TimeoutError:
         return
 
@@ -82,6 +88,13 @@ class Cors(CORSMiddleware):
 
     def is_allowed_origin(self, origin: str) -> bool:
         return "*" in self.origins or origin in self.origins
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < 400:
+            return answer
+        headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+        return problem(answer.status_code, "Bad Request", bytes(answer.body).decode(), headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (super().__call__ if self.origins else self.app)(scope, receive, send)

@@ -120,13 +120,15 @@ class _ExclusiveSocket(socket.socket):
 
 
 def guard_proxy() -> list[Any]:
-    """Makes Serve's HTTP proxy bind its port for itself alone, and returns no middleware.
+    """Makes Serve's HTTP proxy bind its port for itself alone, limits its connections, and returns its middlewares.
 
     Serve's proxies share ports (SO_REUSEPORT), so that two servers on one port would each get some of the requests and
     answer them with noise of two keys. Serve calls this function in the proxy's process before the proxy binds its
     port, if RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
     """
     from ray.serve._private import http_util as module
+
+    from macer_serve.serving.proxy import limit_connections, middlewares
 
     def exclusive(sock: socket.socket) -> bool:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that a proxy can be restarted
@@ -136,7 +138,8 @@ def guard_proxy() -> list[Any]:
     # Only what that module calls can be replaced: Ray sends the proxy's own code to its process by value.
     http_util: Any = module
     http_util.set_socket_reuse_port = exclusive
-    return []
+    limit_connections()
+    return middlewares()
 
 
 def keep_to_loopback() -> None:
@@ -159,6 +162,14 @@ def keep_to_loopback() -> None:
         return add_port(server, re.sub(r"^\[::\]", "127.0.0.1", address))
 
     replica.add_port_to_grpc_server = on_loopback
+
+
+def bound_host() -> str:
+    """Returns the host on which the proxies of this Serve instance listen. To be called in a replica."""
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    return str(client.http_config.host)
 
 
 def metrics_addresses() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,18 +26,26 @@ from macer_serve.errors import (
 log = logging.getLogger("ray.serve")
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER_S = 1
+RETRY_AFTER_S = 1.0
 
 
-class OverloadedError(ServingError):
+class BusyError(ServingError):
+    """The server cannot answer now. It can be expected to do so after `retry_after_s` seconds."""
+
+    def __init__(self, detail: str, retry_after_s: float = RETRY_AFTER_S) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class OverloadedError(BusyError):
     title = "Too many requests"
 
 
-class UnavailableError(ServingError):
+class UnavailableError(BusyError):
     title = "No voter is available"
 
 
-class DrainingError(ServingError):
+class DrainingError(BusyError):
     title = "Server is shutting down"
 
 
@@ -94,9 +103,16 @@ def unforeseen(where: str) -> dict[str, Any]:
     return document(500, "Internal error", "This is a defect of the server; its log has the details.")
 
 
-def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Returns the response with the problem document; 429 and 503 say when to come back."""
-    headers = {**(headers or {}), **({"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {})}
+def problem(
+    status: int,
+    title: str,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+    retry_after_s: float = RETRY_AFTER_S,
+) -> JSONResponse:
+    """Returns the response with the problem document; 429 and 503 say when to come back, in whole seconds."""
+    later = {"Retry-After": str(math.ceil(retry_after_s))} if status in (429, 503) else {}
+    headers = {**(headers or {}), **later}
     return JSONResponse(document(status, title, detail), status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
@@ -111,7 +127,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(MacerError)
     async def ours(request: Request, error: MacerError) -> JSONResponse:
-        return problem(status_of(error), error.title, str(error))
+        return problem(
+            status_of(error), error.title, str(error), retry_after_s=getattr(error, "retry_after_s", RETRY_AFTER_S)
+        )
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -18,6 +18,9 @@ class PredictQuery(BaseModel):
         float | None, Field(gt=0, description="Stop when more votes would add no more than this to the radius.")
     ] = None
     mode: Annotated[Literal["certify", "predict"], Field(description="predict: the class, no radius.")] = "certify"
+    coarse: Annotated[
+        bool | None, Field(description="false hides coarse answers: they become abstentions. Default: the operator's.")
+    ] = None
     timeout_s: Annotated[float | None, Field(gt=0, description="Deadline, up to the server's limit.")] = None
     stream: Annotated[bool, Field(description="Server-sent events: progress, then one result or error.")] = False
 

@@ -1,71 +1,70 @@
-"""`macer serve`: starts Ray and the application, says when it is ready, and lets requests end before it stops."""
+"""`macer serve`: starts Ray and the application, changes it, and lets requests end before it stops."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
+import tempfile
 import threading
+import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client
+from ray.serve._private.common import ReplicaState
 
-from macer_serve import errors
 from macer_serve.errors import MacerError, ServingError, first_line
-from macer_serve.serving.app import NO_KEY, check
-from macer_serve.serving.deployment import Deployment, read_deployment
+from macer_serve.serving import changes
+from macer_serve.serving.app import NO_KEY
+from macer_serve.serving.changes import POLL_S, application, settled
+from macer_serve.serving.deployment import Deployment
 from macer_serve.serving.ports import require_free
+from macer_serve.serving.signals import Signals
 
-_POLL_S = 0.25
+_ALIVE_S = 5.0  # between two looks whether Ray is still there
+_MARGIN_S = 10.0  # for Serve to stop what has nothing to do any more
 
 
 def run(path: Path | None, *, verbose: bool, tell: Callable[[str], None]) -> None:
-    """Serves the YAML file, or the bundled one, until SIGTERM or SIGINT; then lets requests in flight end.
+    """Serves the YAML file, or the bundled one, until SIGTERM or SIGINT; then lets requests in work end.
 
-    `tell` is given one line each for a missing key, for readiness and for the shutdown. `environment.prepare` must have
-    been called. Before Ray starts, raises `ParameterError`, `IssuerKeyError` and `CheckpointError` for what the YAML
-    names wrongly, and `ServingError` for a port that is taken. After that, raises what a voter raised at its start, or
-    `ServingError`.
+    SIGHUP has the file read again, and deployed. `tell` is given one line each for a missing key, for readiness, for
+    each change or its refusal, and for the shutdown. `environment.prepare` must have been called. Before Ray starts,
+    raises `ParameterError`, `IssuerKeyError` and `CheckpointError` for what the YAML names wrongly, and `ServingError`
+    for a port that is taken. After that, raises what a voter raised at its start, or `ServingError`.
     """
-    deployment = read_deployment(path)
-    check(deployment.settings, files=True)
-    require_free(deployment.host, deployment.port)
-    if deployment.settings.key_file is None:
-        tell(NO_KEY)
-    with _told_to_stop() as stop:
+    with tempfile.TemporaryDirectory(prefix="macer-serve-") as folder, Signals().handled() as signals:
+        key_file = Path(folder, "issuer.key")  # of this start, if the YAML names none
+        deployment = settled(path, key_file)
+        require_free(deployment.host, deployment.port)
+        if key_file.exists():
+            tell(NO_KEY)
         try:
-            _start(deployment, verbose, stop)
-            if not stop.is_set():
+            _start(deployment, verbose, signals)
+            if not signals.stop.is_set():
                 tell(f"ready: {deployment.url}")
-                _watch(deployment, stop)
+                deployment = _serve(deployment, path, key_file, signals, tell)
             tell("shutting down: requests in flight are answered, new ones are refused")
             _drain(deployment)
         finally:
-            _end()
+            ray.shutdown()  # ends the Ray instance with everything in it
 
 
-def _start(deployment: Deployment, verbose: bool, stop: threading.Event) -> None:
+def _start(deployment: Deployment, verbose: bool, signals: Signals) -> None:
     """Returns once the application answers /readyz, or `stop` is set. Raises as `run` does."""
     schema, level = deployment.schema, logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray").setLevel(level)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(
             address="local",
             namespace="serve",
+            num_cpus=changes.room_for(deployment.settings),
             include_dashboard=False,
             log_to_driver=verbose,
             logging_level=level,
         )
-        for number, handler in handlers.items():  # Ray has put its own in their place
-            signal.signal(number, handler)
+        signals.handle()  # Ray has put its own handlers in their place
         for name in ("ray", "ray.serve"):
             logging.getLogger(name).setLevel(level)
         serve.start(
@@ -74,22 +73,11 @@ def _start(deployment: Deployment, verbose: bool, stop: threading.Event) -> None
             logging_config=schema.logging_config,
         )
     except Exception as error:
-        raise _cause(str(error)) from error
-    client = _get_global_client()
-    assert client is not None  # it raises otherwise
-    client.deploy_apps(schema)  # as `serve run` does
-    while not stop.is_set() and (application := _application(deployment)).status != "RUNNING":
-        if application.status == "DEPLOY_FAILED":
-            messages = [application.message, *(d.message for d in application.deployments.values())]
-            raise _cause("\n".join(messages))
-        stop.wait(_POLL_S)
-    while not stop.is_set() and not _answers(deployment.url + "readyz"):
-        stop.wait(_POLL_S)
-
-
-def _application(deployment: Deployment) -> Any:
-    """Returns Serve's status of the application."""
-    return serve.status().applications[deployment.name]
+        raise changes.cause(str(error)) from error
+    changes.deploy(deployment)
+    changes.until_running(deployment, signals.stop)
+    while not signals.stop.is_set() and not _answers(deployment.url + "readyz"):
+        signals.stop.wait(POLL_S)
 
 
 def _answers(url: str) -> bool:
@@ -100,55 +88,66 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _cause(text: str) -> MacerError:
-    """Returns the error of ours that a traceback of Serve ends with, or a `ServingError` with its last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for line in reversed(lines):
-        name, _, message = line.partition(": ")
-        kind = getattr(errors, name.rpartition(".")[2], None) if "macer_serve.errors." in name else None
-        if isinstance(kind, type) and issubclass(kind, MacerError) and kind is not errors.MissingFactsError:
-            return kind(message)
-    return ServingError(f"the server cannot start: {(lines or ['no reason is given'])[-1][:300]}")
+def _serve(
+    deployment: Deployment, path: Path | None, key_file: Path, signals: Signals, tell: Callable[[str], None]
+) -> Deployment:
+    """Returns the deployment that runs when `stop` is set. Raises `ServingError` if Ray is gone."""
+    looked = time.monotonic()
+    while not signals.stop.wait(POLL_S):
+        if signals.change.is_set():
+            signals.change.clear()
+            deployment = _changed(deployment, path, key_file, signals.stop, tell)
+        if time.monotonic() - looked > _ALIVE_S:
+            _require_alive(deployment)
+            looked = time.monotonic()
+    return deployment
 
 
-def _watch(deployment: Deployment, stop: threading.Event) -> None:
-    """Returns when `stop` is set. Raises `ServingError` if Ray is gone."""
-    while not stop.wait(5):
-        try:
-            _application(deployment)
-        except Exception as error:
-            raise ServingError(f"the server has ended: {first_line(error)}") from error
+def _changed(
+    old: Deployment, path: Path | None, key_file: Path, stop: threading.Event, tell: Callable[[str], None]
+) -> Deployment:
+    """Returns the deployment that runs once the file is read again: `old`, if the new one is refused."""
+    _require_alive(old)
+    try:
+        new = settled(path, key_file)
+        if not changes.change(old, new, stop):
+            tell("not changed: the deployment and the files that it names are as before")
+            return old
+    except MacerError as error:
+        tell(f"not changed: {error}")
+        return old
+    if not stop.is_set():
+        tell("changed: the new deployment answers")
+    return new
+
+
+def _require_alive(deployment: Deployment) -> None:
+    try:
+        application(deployment)
+    except Exception as error:
+        raise ServingError(f"the server has ended: {first_line(error)}") from error
 
 
 def _drain(deployment: Deployment) -> None:
-    """Returns when every ingress replica refuses new requests and has answered those in flight."""
+    """Returns when every ingress replica refuses new requests and has answered those in work, or grace is over.
+
+    During a change, the replicas of the previous deployment do not take part: they end when their requests are
+    answered. Voters must live until then, hence nothing is deleted before.
+    """
     if not ray.is_initialized() or deployment.name not in serve.status().applications:
         return
+    grace_s = deployment.settings.limits.grace_s
+    end = time.monotonic() + grace_s + _MARGIN_S
     try:
-        serve.get_app_handle(deployment.name).broadcast("drain").results()
+        handle = serve.get_app_handle(deployment.name)
+        while True:
+            handle.broadcast("drain", grace_s).results(timeout_s=max(0.0, end - time.monotonic()))
+            states = application(deployment).deployments["ingress"].replica_states
+            if set(states) <= {ReplicaState.RUNNING} or time.monotonic() > end:
+                break
+            time.sleep(POLL_S)
     except Exception as error:  # an ingress that never came up has no requests
         logging.getLogger(__name__).info("the ingress cannot be drained: %s", first_line(error))
-    serve.delete(deployment.name)  # meanwhile the proxies send what the ingress has written
-
-
-def _end() -> None:
-    """Ends the Ray instance with everything in it."""
-    ray.shutdown()
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGTERM or SIGINT sets; a second one ends the process at once."""
-    told = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if told.is_set():
-            os._exit(128 + number)  # Ray's processes end with this one
-        told.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    serve.delete(deployment.name, _blocking=False)  # meanwhile the proxies send what the ingress has written
+    while deployment.name in serve.status().applications and time.monotonic() < end:
+        time.sleep(POLL_S)

@@ -16,6 +16,7 @@ from macer_serve.voters import VoterOptions
 # A model's name is part of its voter deployment's name, of metrics and of URLs.
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+HostName = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)$")]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
@@ -33,6 +34,9 @@ class ModelSettings(_Strict):
     """One served checkpoint: where it lies, the plan it is certified by, and its voters."""
 
     checkpoint: str = Field(description="A checkpoint folder, or bundled:NAME.")
+    digest: Annotated[
+        str | None, Field(pattern=r"^sha256:[0-9a-f]{64}$", description="The checkpoint's digest. Default: any.")
+    ] = None
     n0: Annotated[int, Field(ge=1, le=10**6, description="Selection votes.")] = 100
     n: Annotated[int, Field(ge=1, le=10**7, description="Estimation votes at most: the plan's last look.")] = 10_000
     cap: Annotated[int | None, Field(ge=1, description="Votes unless a request names n. Default: n.")] = None
@@ -43,8 +47,18 @@ class ModelSettings(_Strict):
         "one-sided"
     )
     beta: Annotated[float, Field(gt=0, lt=1000, description="soft: inverse temperature.")] = 16.0
+    coarse: Annotated[bool, Field(description="Coarse answers, unless a request says otherwise.")] = True
     n_predict: Annotated[int, Field(ge=1, le=10**7, description="Votes of mode=predict.")] = 1000
     noise: Literal["exact", "gaussian"] = "exact"
+    reveal: Annotated[
+        Literal["radius", "bucket", "decision"],
+        Field(
+            description="What clients see: the radius, its bucket on the grid, or whether a radius of it is reached."
+        ),
+    ] = "radius"
+    bucket_grid: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...], Field(description="Radii that may be revealed, in rising order.")
+    ] = ()
     replicas: Annotated[int, Field(ge=1)] = 1
     num_cpus: Annotated[float, Field(ge=0, description="CPUs that Ray reserves for a replica.")] = 1
     num_gpus: Annotated[float, Field(ge=0, description="GPUs that Ray reserves for a replica.")] = 0
@@ -55,6 +69,10 @@ class ModelSettings(_Strict):
         self.plan()
         if self.cap is not None and self.cap > self.n:
             raise ValueError(f"cap must not exceed n = {self.n}, not {self.cap}")
+        if (self.reveal == "radius") != (not self.bucket_grid):
+            raise ValueError(f"bucket_grid belongs to reveal: bucket or decision, not to reveal: {self.reveal}")
+        if list(self.bucket_grid) != sorted(set(self.bucket_grid)):
+            raise ValueError("bucket_grid must be radii in rising order, such as [0.25, 0.5]")
         return self
 
     def plan(self) -> Plan:
@@ -67,6 +85,7 @@ class ModelSettings(_Strict):
             tolerance=self.tolerance,
             bound=self.bound,
             beta=self.beta,
+            coarse=self.coarse,
         )
 
     def asked(
@@ -77,9 +96,12 @@ class ModelSettings(_Strict):
         alpha: float | None = None,
         radius: float | None = None,
         tolerance: float | None = None,
+        coarse: bool | None = None,
     ) -> tuple[Plan, int]:
         """The plan of a request and the cap on its votes; raises `ParameterError` for what is not offered."""
-        plan = replace(self.plan(), alpha=alpha or self.alpha)
+        plan = replace(self.plan(), alpha=alpha or self.alpha, coarse=self.coarse if coarse is None else coarse)
+        if coarse and (mode == "predict" or self.bound == "soft"):
+            raise ParameterError("mode=predict and the soft bound give no coarse answers: leave coarse out")
         if mode == "predict":
             if self.bound == "soft":
                 raise ParameterError("this model certifies the soft smoothed classifier; predict is for hard votes")
@@ -100,9 +122,18 @@ class LimitSettings(_Strict):
     pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS, description="Upload width x height.")] = DEFAULT_LIMITS.pixels
     alpha: Annotated[float, Field(gt=0, lt=0.5, description="Largest alpha a client may choose.")] = 0.05
     timeout_s: Annotated[
-        float, Field(gt=0, description="Seconds to vote, unless a request names fewer; and to upload.")
+        float, Field(gt=0, description="Seconds from upload to answer, unless a request names fewer.")
     ] = 60.0
-    concurrent: Annotated[int, Field(ge=1, description="Requests in work; more are answered 429.")] = 64
+    upload_s: Annotated[float, Field(gt=0, description="Seconds to upload.")] = 60.0
+    upload_rate: Annotated[float, Field(gt=0, description="Bytes per second at which an upload must come.")] = 1024.0
+    uploads: Annotated[int, Field(ge=1, description="Uploads in progress; the slowest makes room for the next.")] = 128
+    uploads_per_client: Annotated[int, Field(ge=1, description="Uploads in progress of one client's address.")] = 32
+    concurrent: Annotated[
+        int, Field(ge=1, description="Requests in work at most, however short. A bound of memory: time decides first.")
+    ] = 512
+    grace_s: Annotated[
+        float, Field(gt=0, le=3600, description="Seconds that requests in work have at the end of the server.")
+    ] = 75.0
 
 
 class AppSettings(_Strict):
@@ -114,13 +145,37 @@ class AppSettings(_Strict):
         None,
         description="Private key file of seeds and signatures (macer key new). Default: a new key per start.",
     )
+    key_id: str | None = Field(None, description="The id of the key in key_file. Default: any.")
+    ingress_replicas: Annotated[int, Field(ge=1, description="Processes that answer HTTP requests.")] = 1
+    withheld_dir: str | None = Field(
+        None,
+        description="Where the certificates of models with reveal: bucket or decision are kept, one file each.",
+    )
 
     cors_origins: tuple[Origin, ...] = Field(
         (), description="Origins whose pages may use the server, as https://example.org; * for all. Default: none."
+    )
+
+    trusted_hosts: tuple[HostName, ...] = Field(
+        (),
+        description="Host names of the server, as example.org, *.example.org or * for all. Addresses and localhost are "
+        "accepted anyway. Default: none if the server listens on the loopback address, otherwise all.",
     )
 
     @model_validator(mode="after")
     def _has_models(self) -> AppSettings:
         if not self.models:
             raise ValueError("models must name at least one checkpoint")
+        withheld = [name for name, model in self.models.items() if model.reveal != "radius"]
+        if withheld and self.withheld_dir is None:
+            raise ValueError(
+                f"withheld_dir must name a folder: model {withheld[0]} does not reveal its certificates, and without "
+                "them nobody could ever show the evidence"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_a_key(self) -> AppSettings:
+        if self.key_id is not None and self.key_file is None:
+            raise ValueError("key_id needs key_file")
         return self

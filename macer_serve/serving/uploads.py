@@ -9,9 +9,9 @@ import re
 from collections.abc import MutableMapping
 from typing import Any
 
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from macer_serve.errors import ParameterError, TooLargeError, UndecodableError, UnsupportedTypeError
@@ -21,6 +21,8 @@ MULTIPART, JSON, BYTES = "multipart/form-data", "application/json", "application
 # What multipart framing or JSON may add to the file itself.
 _FRAMING = 64 * 1024
 _FIELDS = 16  # parts of a multipart body that are read before it is refused
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}(?<! )")  # RFC 2046, 5.1.1
+_STRUCTURE = 1000  # brackets, braces and commas of a JSON body: an image is one text
 _DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,")
 _HOW = 'send multipart/form-data with a part \'file\', the image itself as image/png, or JSON {"image": "<base64>"}'
 
@@ -68,12 +70,21 @@ def _limited(request: Request, limit: int, allowed: int) -> Request:
 
 
 async def _multipart(request: Request) -> bytes:
+    """Returns the part `file` of a multipart body. Its names are UTF-8, whatever charset the client declares."""
+    _, options = parse_options_header(request.headers["content-type"])
+    boundary = options.get(b"boundary", b"").decode("latin-1")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise UndecodableError("the multipart body cannot be read: its content type declares no valid boundary")
+    headers = Headers({"content-type": f'{MULTIPART}; boundary="{boundary}"'})
+    parser = MultiPartParser(headers, request.stream(), max_files=_FIELDS, max_fields=_FIELDS)
     try:
-        async with request.form(max_files=_FIELDS, max_fields=_FIELDS) as form:
-            return await _the_file(form).read()
-    except (MultiPartException, HTTPException) as error:
-        detail = error.message if isinstance(error, MultiPartException) else error.detail
-        raise UndecodableError(f"the multipart body cannot be read: {detail}") from error
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise UndecodableError(f"the multipart body cannot be read: {error.message}") from error
+    try:
+        return await _the_file(form).read()
+    finally:
+        await form.close()
 
 
 def _the_file(form: FormData) -> UploadFile:
@@ -102,6 +113,8 @@ def _shown(names: list[str]) -> str:
 
 
 def _from_json(body: bytes, limit: int) -> bytes:
+    if sum(map(body.count, (b"[", b"{", b","))) > _STRUCTURE:  # would be minutes of parsing and gigabytes of objects
+        raise UndecodableError(f"the JSON body holds more than an image: {_HOW}")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:

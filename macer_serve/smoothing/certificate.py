@@ -18,14 +18,15 @@ from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import too_few_votes
 from macer_serve.smoothing.votes import Record, from_record, shares
 
-CERTIFICATE_VERSION = 3
+CERTIFICATE_VERSION = 4
 
 # The JSON types of the fields. Votes are checked further by `from_record`, the plan by `Plan.from_json`.
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("statement", "bound", "noise", "engine", "policy"), (str,)),
-    **dict.fromkeys(("label", "reason", "stopped", "key_id", "seed_proof"), (str, type(None))),
-    **dict.fromkeys(("radius", "upload_radius", "sigma", "alpha", "p_lower", "p_upper", "tau"), (float, int)),
-    **dict.fromkeys(("n0", "n", "proof_n", "version"), (int,)),
+    **dict.fromkeys(("label", "group", "reason", "stopped", "key_id", "seed_proof"), (str, type(None))),
+    **dict.fromkeys(("radius", "upload_radius", "group_radius", "group_upload_radius"), (float, int)),
+    **dict.fromkeys(("sigma", "alpha", "p_lower", "p_upper", "tau"), (float, int)),
+    **dict.fromkeys(("level", "n0", "n", "proof_n", "version"), (int,)),
     **dict.fromkeys(("votes", "selection_votes"), (list,)),
     "proof_votes": (list, type(None)),
     **dict.fromkeys(("plan", "model", "input", "fit"), (dict,)),
@@ -44,6 +45,11 @@ class Certificate:
     votes, `proof_votes`, which are None if they are the `votes`: the bounds of all looks hold together, and an earlier
     look may prove more than the last one.
 
+    `level` says what the selection votes chose: 0 a class, above 0 a group of that level of the plan's hierarchy. A
+    coarse answer names a certified `group` with its radii, and no class. For whoever
+    asks for a class it is an abstention: `label` and `class_id` are None, `abstained` is true, and `radius` and
+    `upload_radius` are 0.
+
     `policy` is the digest of what was fixed before the votes (`macer_serve.smoothing.policy`). `seed_proof` shows to
     whoever has the public key `key_id` that the noise seed belongs to this input, model and policy. Both are None if an
     evaluator chose the seed.
@@ -55,6 +61,10 @@ class Certificate:
     abstained: bool
     radius: float
     upload_radius: float
+    level: int
+    group: str | None
+    group_radius: float
+    group_upload_radius: float
     reason: str | None
     stopped: str | None
     sigma: float
@@ -81,6 +91,11 @@ class Certificate:
     version: int = CERTIFICATE_VERSION
 
     def __repr__(self) -> str:
+        if self.group is not None:
+            return (
+                f"<Certificate: no class, but group {self.group}, radius {self.group_radius:.6f}, "
+                f"upload radius {self.group_upload_radius:.6f}, alpha {self.alpha:g}, {self.n:,} votes>"
+            )
         if self.abstained:
             return f"<Certificate: abstained, {self.reason}>"
         return (
@@ -91,9 +106,13 @@ class Certificate:
     def _repr_html_(self) -> str:
         """Returns the certificate as notebooks show it."""
         rows = {"class": self.label or "abstained", "radius": f"{self.radius:.6f}"}
-        rows |= {"upload radius": f"{self.upload_radius:.6f}", "votes": f"{self.n:,}", "engine": self.engine}
+        rows |= {"upload radius": f"{self.upload_radius:.6f}"}
+        if self.group is not None:
+            rows = {"group": self.group, "radius": f"{self.group_radius:.6f}"}
+            rows |= {"upload radius": f"{self.group_upload_radius:.6f}"}
+        rows |= {"votes": f"{self.n:,}", "engine": self.engine}
         cells = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
-        words = html.escape(self.reason or self.statement)
+        words = html.escape(self.statement if self.group is not None else self.reason or self.statement)
         return f"<p>{words}</p><table>{cells}</table>"
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +148,7 @@ class Certificate:
 
     @property
     def selected(self) -> int:
-        """The class that the selection votes chose, the only one that could be certified."""
+        """The class with the most selection votes. At level 0 only this class could be certified."""
         record = self.selection_votes if self.plan["mode"] == "certify" else self.votes
         return int(shares(from_record(record, soft=bound_named(self.plan["bound"]).soft)).argmax())
 
@@ -153,25 +172,60 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
+def shown_group(claim: Claim, plan: Plan) -> str | None:
+    """Returns the name of the certified group; None if no group is certified, or coarse claims are hidden."""
+    if claim.group is None or plan.hierarchy is None or not plan.coarse:
+        return None
+    return plan.hierarchy.names(claim.level)[claim.group]
+
+
+def radii(claim: Claim, plan: Plan) -> tuple[float, float]:
+    """Returns the radius of the certified class and that of the certified group; one of them, or both, are 0."""
+    return (0.0 if claim.abstained else claim.radius), (0.0 if shown_group(claim, plan) is None else claim.radius)
+
+
+def confidence_of(alpha: float) -> str:
+    """Returns 1 - alpha in percent, with every digit, so that it is never rounded up."""
+    percent = 100 - 100 * Decimal(repr(float(alpha)))
+    return f"{percent:f}".rstrip("0").rstrip(".") + "%"
+
+
 def statement(claim: Claim, plan: Plan, noise: str) -> str:
     """Returns what is certified, in one sentence. `noise` names the stream."""
-    if claim.abstained:
+    group = shown_group(claim, plan)
+    if claim.abstained and group is None:
         return "Nothing is certified: the smoothed classifier abstains on this input."
-    percent = 100 - 100 * Decimal(repr(float(plan.alpha)))  # every digit: never rounded up
-    confidence = f"{percent:f}".rstrip("0").rstrip(".") + "%"
+    confidence = confidence_of(plan.alpha)
     if plan.mode == "predict":
         return f"With confidence {confidence}, this is the smoothed classifier's class; no radius is certified."
     caveat = f", {words}," if (words := caveat_of(noise)) else ""
-    return (
+    within = (
         f"With confidence {confidence}, no change of L2 norm below {claim.radius:.6f} to the model input "
-        f"(pixel values in [0, 1]){caveat} changes the {bound_named(plan.bound).adjective}smoothed classifier's class."
+        f"(pixel values in [0, 1]){caveat} changes "
     )
+    if group is None:
+        return f"{within}the {bound_named(plan.bound).adjective}smoothed classifier's class."
+    groups = _groups_in_words(claim, plan)
+    return f"{within}what the smoothed classifier over {groups} says: {group}. No class is certified."
+
+
+def _groups_in_words(claim: Claim, plan: Plan) -> str:
+    assert plan.hierarchy is not None
+    names = plan.hierarchy.names(claim.level)
+    if len(names) > 6:
+        return f"the {len(names):,} groups of level {claim.level}"
+    return f"the groups {', '.join(names[:-1])} and {names[-1]}"
 
 
 def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
     """Returns why the answer is an abstention, in words; None if it is not."""
     if not claim.abstained:
         return None
+    if claim.group is not None:
+        split = _split(claim, plan, classes)
+        if (group := shown_group(claim, plan)) is None:
+            return f"votes were split: {split}; a class was not to be expected, and coarse answers are hidden"
+        return f"no class is certified, but a group of classes is, {group}: votes were split: {split}"
     if claim.stopped is not None and (too_few := too_few_votes(plan)):
         return too_few
     if claim.stopped in ("deadline", "cap"):
@@ -180,9 +234,7 @@ def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
         return f"{why} after {claim.n:,} of {plan.n:,} votes{fixed}: allow more time or more votes"
     if claim.top_class is None or claim.stopped is None:
         return f"undecided: {claim.n:,} of {plan.n:,} votes are counted"
-    share = shares(from_record(claim.votes, soft=plan.soft))
-    first, *second = sorted(range(len(classes)), key=lambda c: -share[c])[:2]
-    split = ", ".join(f"{classes[c]} {100 * share[c]:.1f} %" for c in (first, *second))
+    split = _split(claim, plan, classes)
     if claim.stopped == "futility":
         return (
             f"a radius of {plan.radius:g} is out of reach, and {claim.n:,} votes ({split}) certify no smaller one: "
@@ -191,7 +243,17 @@ def reason(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str | None:
     if plan.mode == "predict":
         return f"votes were split: {split}; the lead may be chance"
     holds = f"{math.floor(1000 * claim.p_lower) / 10:.1f} %"
+    top, what = classes[claim.top_class] if claim.level == 0 else "", "class"
+    if claim.level > 0 and plan.hierarchy is not None:
+        top, what = f"the group {plan.hierarchy.names(claim.level)[claim.top_class]}", "group"
     return (
-        f"votes were split: {split}; {classes[claim.top_class]}, selected beforehand, is certain to hold only {holds} "
-        f"of the noise{bound_named(plan.bound).shortfall(claim.p_upper)}"
+        f"votes were split: {split}; {top}, selected beforehand, is certain to hold only {holds} "
+        f"of the noise{bound_named(plan.bound).shortfall(claim.p_upper, what)}"
     )
+
+
+def _split(claim: Claim, plan: Plan, classes: tuple[str, ...]) -> str:
+    """Returns the two classes with the most estimation votes, in words."""
+    share = shares(from_record(claim.votes, soft=plan.soft))
+    first, *second = sorted(range(len(classes)), key=lambda c: -share[c])[:2]
+    return ", ".join(f"{classes[c]} {100 * share[c]:.1f} %" for c in (first, *second))

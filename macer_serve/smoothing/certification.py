@@ -20,11 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from macer_serve.errors import ParameterError
+from macer_serve.smoothing.best_look import BestLook, Proved
 from macer_serve.smoothing.bounds.base import Proof
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import may_exceed, prove
-from macer_serve.smoothing.stopping import decided
-from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, Purpose, Record, Votes, recorded, shares
+from macer_serve.smoothing.selection import Selection, select
+from macer_serve.smoothing.stopping import decided, least_to_stop
+from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, Purpose, Record, Votes, recorded
 
 Stopped = Literal["n", "cap", "deadline", "radius", "tolerance", "futility"]
 
@@ -39,11 +41,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What has been proved. `radius` is rounded down; `class_id` is None for an abstention.
+    """What has been proved. `radius` is rounded down, and 0 if nothing is proved.
 
-    `p_lower` bounds the probability of the class, `p_upper` that of every other. `top_class` is the selected class,
-    None while the selection votes are incomplete. `votes` are the estimation votes up to the last look that was
-    evaluated, `n` their number. A fixed plan has one look only; its `votes` are those counted so far.
+    `class_id` is the certified class. If the selection votes chose a `level` of the hierarchy above the classes, it is
+    None, and `group` is the certified group. `top_class` is the selected class, or group of the level; it is None while
+    the selection votes are incomplete. `p_lower` bounds its probability, `p_upper` that of every other class or group.
+
+    `votes` are the estimation votes per class up to the last look that was evaluated, `n` their number. A fixed plan
+    has one look only; its `votes` are those counted so far.
 
     The bounds of all looks hold together, so that the largest radius of any look is proved. `proof_votes` are the
     `proof_n` votes up to the look with that radius. They are the `votes` themselves if no earlier look proves more.
@@ -60,9 +65,12 @@ class Claim:
     proof_n: int
     selection_votes: Record
     stopped: Stopped | None
+    level: int = 0
+    group: int | None = None
 
     @property
     def abstained(self) -> bool:
+        """Whether no class is certified. A group may be."""
         return self.class_id is None
 
 
@@ -96,15 +104,6 @@ class _Stream:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Proved:
-    """A proof and the `n` estimation votes that it follows from."""
-
-    proof: Proof
-    votes: Votes
-    n: int
-
-
 class Certification:
     """One certification of one input: asks for draws, takes votes, states what is proved.
 
@@ -115,13 +114,17 @@ class Certification:
     def __init__(self, plan: Plan, *, classes: int, sigma: float, tau: float = 0.0, cap: int | None = None) -> None:
         if not tau >= 0.0 or (cap is not None and cap < 1):
             raise ParameterError(f"tau must not be negative and a cap must be at least 1, not {tau} and {cap}")
+        if plan.hierarchy is not None and plan.hierarchy.classes != classes:
+            raise ParameterError(
+                f"the plan's hierarchy groups {plan.hierarchy.classes} classes, the model has {classes}"
+            )
         self.plan, self.classes, self.sigma, self.tau = plan, classes, sigma, tau
         self._limit = plan.n if cap is None else min(cap, plan.n)
         shape = (classes,) if plan.soft_beta is None else (classes, SOFT_LEVELS)
         self._selection, self._estimation = _Stream(shape), _Stream(shape)
-        self._top: int | None = None
+        self._selected: Selection | None = None
         self._seen, self._at = np.zeros(shape, dtype=np.int64), 0
-        self._best: _Proved | None = None
+        self._looks = BestLook(self._proof, self._may_exceed)
         self._stopped: Stopped | None = None
 
     def wants(self, size: int | None = None) -> Draw | Waiting | Done:
@@ -167,7 +170,7 @@ class Certification:
         if draw.purpose == "estimation" and draw.stop > (look := self._look_after(draw.start)):
             raise ValueError(f"{draw} was not asked for: it crosses the look at {look}")
         streams[draw.purpose].add(draw, counts.astype(np.int64))
-        self._evaluate()
+        self._count()
 
     def stop(self, why: Literal["deadline"]) -> None:
         """End the run now, with what has been proved so far."""
@@ -178,6 +181,26 @@ class Certification:
     def handed_out(self) -> int:
         """Returns the number of copies that were asked for, selection and estimation together."""
         return self._selection.handed_out + self._estimation.handed_out
+
+    def due(self, ahead: int = 0) -> int:
+        """Returns how many more copies to ask for until the next look, or until the first look `ahead` copies on."""
+        if self.done:
+            return 0
+        needed = (
+            (self._selection, self.plan.selection),
+            (self._estimation, self._look_after(max(self._at, self._at + ahead - 1))),
+        )
+        return sum(max(0, limit - stream.handed_out) for stream, limit in needed)
+
+    @property
+    def most(self) -> int:
+        """Returns the number of copies that the run asks for at most."""
+        return self.plan.selection + self._limit
+
+    @property
+    def seen(self) -> int:
+        """Returns the number of estimation votes at the last look that was evaluated."""
+        return self._at
 
     @property
     def drawn(self) -> int:
@@ -201,44 +224,49 @@ class Certification:
         """
         fixed = self.plan.kind == "fixed"
         votes, n = (self._estimation.votes, self._estimation.prefix) if fixed else (self._seen, self._at)
-        proved = self._best or _Proved(self._proof(), votes, n)
+        proved = self._looks.best or Proved(self._proof(self._seen), votes, n)
         proof = proved.proof
+        level = 0 if self._selected is None else self._selected.level
         return Claim(
-            class_id=proof.class_id,
+            class_id=proof.class_id if level == 0 else None,
             radius=proof.radius,
             p_lower=proof.p_lower,
             p_upper=proof.p_upper,
-            top_class=self._top,
+            top_class=None if self._selected is None else self._selected.top,
             votes=recorded(votes),
             n=n,
             proof_votes=recorded(proved.votes),
             proof_n=proved.n,
             selection_votes=recorded(self._selection.votes),
             stopped=self._stopped,
+            level=level,
+            group=None if level == 0 else proof.class_id,
         )
 
-    def _proof(self) -> Proof:
-        """Returns what the votes of the last look prove by themselves."""
-        if self._top is None or not self._at or (self.plan.kind == "fixed" and self._at < self.plan.n):
+    def _proof(self, votes: Votes) -> Proof:
+        """Returns what the votes of a look prove by themselves."""
+        if self._selected is None or not self._at or (self.plan.kind == "fixed" and self._at < self.plan.n):
             return Proof(None, 0.0, 0.0, 1.0)
-        return prove(self.plan, self._seen, self._top, sigma=self.sigma, tau=self.tau)
+        level, top = self._selected.level, self._selected.top
+        return prove(self.plan, votes, top, sigma=self.sigma, tau=self.tau, level=level)
 
-    def _may_exceed(self, radius: float) -> bool:
-        assert self._top is not None
-        return may_exceed(self.plan, self._seen, self._top, radius, sigma=self.sigma, tau=self.tau)
+    def _may_exceed(self, votes: Votes, radius: float) -> bool:
+        assert self._selected is not None
+        level, top = self._selected.level, self._selected.top
+        return may_exceed(self.plan, votes, top, radius, sigma=self.sigma, tau=self.tau, level=level)
 
     def _look_after(self, votes: int) -> int:
         """Returns the next number of votes to evaluate: a look of the plan, or the cap."""
         looks = self.plan.looks
         return min(looks[min(bisect_right(looks, votes), len(looks) - 1)], self._limit)
 
-    def _evaluate(self) -> None:
+    def _count(self) -> None:
         """Count votes that continue the prefixes, up to the first look that ends the run or needs the selection."""
         while self._selection.advance():
             pass
         selected = self._selection.prefix >= self.plan.selection
         if selected and self.plan.selection:
-            self._top = int(shares(self._selection.votes).argmax())
+            self._selected = select(self.plan, self._selection.votes)
         while self._stopped is None:
             look = self._look_after(self._at)
             if self._estimation.prefix < look:
@@ -253,18 +281,15 @@ class Certification:
         """Evaluate the votes at a look, and stop if the plan says so."""
         self._seen, self._at = self._estimation.votes, at
         if not self.plan.selection:
-            self._top = int(self._seen.argmax())
-        assert self._top is not None  # the selection votes are complete, or the plan needs none
-        best = 0.0 if self._best is None else self._best.proof.radius
-        radius = best  # that these votes certify, if it is more, or if the plan asks
-        if self.plan.kind == "tolerance" or self._may_exceed(best):
-            proof = self._proof()
-            radius = proof.radius
-            if proof.class_id is not None and (self._best is None or radius > best):
-                self._best = _Proved(proof, self._seen, at)
-        if at == self.plan.n:
-            self._stopped = "n"
-        elif at == self._limit:
-            self._stopped = "cap"
-        else:
-            self._stopped = decided(self.plan, self._seen, self._top, radius, sigma=self.sigma, limit=self._limit)
+            self._selected = Selection(0, int(self._seen.argmax()))
+        assert self._selected is not None  # the selection votes are complete, or the plan needs none
+        if at in (self.plan.n, self._limit):
+            self._looks.add(self._seen, at)
+            self._stopped = "n" if at == self.plan.n else "cap"
+            return
+        level, top, limit = self._selected.level, self._selected.top, self._limit
+        least = least_to_stop(self.plan, self._seen, top, sigma=self.sigma, limit=limit, level=level)
+        proof = self._proof(self._seen) if self._may_exceed(self._seen, least) else None
+        self._looks.add(self._seen, at, proof)
+        radius = 0.0 if proof is None else proof.radius
+        self._stopped = decided(self.plan, self._seen, top, radius, sigma=self.sigma, limit=limit, level=level)

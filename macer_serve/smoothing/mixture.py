@@ -22,7 +22,6 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import expit
 
 from macer_serve.smoothing.votes import Counts, Levels
@@ -61,9 +60,14 @@ def log_evidence(counts: Counts, levels: Levels, log_odds: float, horizon: int) 
     `horizon` is the largest number of observations that the run may take. It is fixed beforehand and sets the stakes.
     The hypothesis is given as log-odds, so that digits are lost neither near 0 nor near 1.
     """
+    return _evidence(counts, levels, log_odds, horizon, slope=False)[0]
+
+
+def _evidence(counts: Counts, levels: Levels, log_odds: float, horizon: int, *, slope: bool) -> tuple[float, float]:
+    """Returns log M and, if asked for, its derivative by log_odds."""
     m, q = float(expit(log_odds)), float(expit(-log_odds))
     stakes, log_rest = _stakes(horizon)
-    total = np.zeros_like(stakes)
+    total, falls = np.zeros_like(stakes), np.zeros_like(stakes)
     for count, level in zip(counts.tolist(), levels.tolist(), strict=True):
         if level == 0.0:
             total += count * log_rest
@@ -71,8 +75,12 @@ def log_evidence(counts: Counts, levels: Levels, log_odds: float, horizon: int) 
             # z / m - 1, computed from z and m or from 1 - z and 1 - m, whichever keeps its digits
             gain = (level - m) / m if m < 0.5 else (q - (1.0 - level)) / m
             total += count * np.log1p(stakes * gain)
+            if slope:
+                falls += count * (level * q / m) * stakes / (1.0 + stakes * gain)
     highest = float(total.max())
-    return highest + math.log(float(np.exp(total - highest).mean()))
+    weights = np.exp(total - highest)
+    mass = float(weights.sum())
+    return highest + math.log(mass / len(weights)), -float(weights @ falls) / mass if slope else 0.0
 
 
 def threshold(alpha: float) -> float:
@@ -90,23 +98,45 @@ def lower(counts: Counts, levels: Levels, alpha: float, horizon: int) -> float:
     if mean <= 0.0:
         return -math.inf
     need = threshold(alpha)
-    evidence: Callable[[float], float] = lambda s: log_evidence(counts, levels, s, horizon) - need  # noqa: E731
+    evidence: Callable[[float], float] = lambda s: log_evidence(counts, levels, s, horizon)  # noqa: E731
     # At the mean itself there is no evidence. The search moves below the mean until there is.
     high = math.log(mean) - math.log1p(-mean) if mean < 1.0 else math.log(2.0 * n)
     gap = 2.0 * math.sqrt(need / (n * max(mean * (1.0 - mean), 1.0 / n)))
     low = high - gap
-    while evidence(low) < 0.0:
+    while evidence(low) < need:
         if low < -_FURTHEST:
             return -math.inf
         low, high, gap = low - 2.0 * gap, low, 2.0 * gap
-    while evidence(high) >= 0.0:  # unanimous votes only: their mean has no log-odds
+    while mean == 1.0 and evidence(high) >= need:  # the mean of unanimous votes has no log-odds
         low, high = high, high + 1.0
-    s = float(brentq(evidence, low, high, xtol=1e-12, rtol=1e-14))
+    s = _root(lambda s: _evidence(counts, levels, s, horizon, slope=True), need, low, high)
     step = 1e-12
-    while evidence(s) < 0.0:  # take the side of the root that has the evidence
+    while evidence(s) < need:  # take the side of the root that has the evidence
         s -= step
         step *= 2.0
     return s
+
+
+def _root(evidence: Callable[[float], tuple[float, float]], need: float, low: float, high: float) -> float:
+    """Returns the s in [low, high] at which the evidence falls to `need`, to 1e-12.
+
+    The evidence is nearly a square of the distance from the mean. Newton's steps are taken for its square root, and
+    kept in the bracket.
+    """
+    s = 0.5 * (low + high)
+    for _ in range(_EVALUATIONS):
+        value, slope = evidence(s)
+        if value >= need:
+            low = s
+        else:
+            high = s
+        guess = low
+        if slope < 0.0 < value:
+            guess = s - 2.0 * math.sqrt(value) * (math.sqrt(value) - math.sqrt(need)) / slope
+        if abs(guess - s) <= 1e-12 * max(1.0, abs(s)) or high - low <= 1e-12:
+            return guess if low <= guess <= high else low
+        s = guess if low < guess < high else 0.5 * (low + high)
+    return low
 
 
 def mirrored(counts: Counts, levels: Levels) -> tuple[Counts, Levels]:

@@ -151,6 +151,11 @@ def _digest(stream: str, purpose: Purpose, role: str, seed: bytes) -> bytes:
     ).digest()
 
 
+def is_on_lattice(x: FixedPoint) -> bool:
+    """Returns whether every coordinate of x is a whole number of lattice steps."""
+    return not bool((x & (_ONE - 1)).any())
+
+
 class ExactNoise:
     """Q(x + eps) drawn exactly, as lattice integers. The module's text specifies the stream."""
 
@@ -170,11 +175,16 @@ class ExactNoise:
         """
         cells = len(self.tables.thresholds) + 2
         error = 2.0**-64
-        if bool(((x & (_ONE - 1)) != 0).any()):
+        if not is_on_lattice(x):
             # Truncation, the series' remainder, and Horner's rounding of at most phi(0) f / s <= 0.2 / s.
             terms = len(self.tables.taylor)
             error += 2.0**-64 + 2.0**-66 + 2 * (terms + 2) * 2.0**-52 * 0.2 / (LATTICE_STEPS * self.sigma)
         return float(x.size * cells * error)
+
+    def keys(self, seed: bytes, purpose: Purpose) -> npt.NDArray[np.uint64]:
+        """Returns both words of D("index") and both words of D("low"), `uint64 [4]`."""
+        digests = (_digest(self.name, purpose, role, seed)[:16] for role in ("index", "low"))
+        return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
     def sample(self, x: FixedPoint, seed: bytes, purpose: Purpose, start: int, stop: int) -> npt.NDArray[np.int16]:
         """Returns the noisy copies [start, stop) of x `int32 [H, W, C]`, in lattice steps: `int16 [k, H, W, C]`."""
@@ -183,8 +193,8 @@ class ExactNoise:
         fraction = flat - (whole << FRACTION_BITS)
         on_lattice = not fraction.any()
         base = whole.astype(np.int16)
-        indices = _IndexStream(_digest(self.name, purpose, "index", seed), flat.size)
-        low_key = np.frombuffer(_digest(self.name, purpose, "low", seed), dtype="<u4")
+        keys = self.keys(seed, purpose)
+        indices, low_key = _IndexStream(keys[:2], flat.size), keys[2:].astype("<u8").view("<u4")
         out = np.empty((stop - start, flat.size), dtype=np.int16)
         chunk = max(1, _CHUNK // flat.size)
         straddlers, their_index = [], []
@@ -256,9 +266,8 @@ class ExactNoise:
 class _IndexStream:
     """The 16-bit indices of one seed's stream, addressed by copy."""
 
-    def __init__(self, digest: bytes, size: int) -> None:
-        self.key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
-        self.size, self.blocks = size, -(-size // 16)
+    def __init__(self, key: npt.NDArray[np.uint64], size: int) -> None:
+        self.key, self.size, self.blocks = key, size, -(-size // 16)
 
     def read(self, first: int, last: int) -> npt.NDArray[np.uint16]:
         """Returns the indices of the copies [first, last): `uint16 [last - first, size]`."""

@@ -12,6 +12,8 @@ from macer_serve.errors import ParameterError
 from macer_serve.smoothing.binomial import check_alpha
 from macer_serve.smoothing.bounds import bound_named
 from macer_serve.smoothing.confidence import Budget
+from macer_serve.smoothing.hierarchy import Hierarchy
+from macer_serve.smoothing.votes import Votes
 
 Mode = Literal["certify", "predict"]
 
@@ -38,6 +40,9 @@ class Plan:
     `bound` is a name of `BOUNDS`: `one-sided` (p_B = 1 - p_A), `two-sided` (every other class bounded apart) or `soft`
     (the smoothed classifier is argmax of E softmax(beta * logits), `beta` its inverse temperature). `mode="predict"` is
     Cohen's PREDICT: the class alone, by the two-sided binomial test of the top two counts of n votes.
+
+    With a `hierarchy` a group of classes is certified if no class is likely to be. A smoothed classifier takes its
+    checkpoint's, for hard votes. `coarse=False` hides such claims: the answer is then an abstention.
     Raises `ParameterError` at construction for values outside their range.
     """
 
@@ -49,6 +54,8 @@ class Plan:
     bound: str = "one-sided"
     beta: float = 16.0
     mode: Mode = field(default="certify")
+    hierarchy: Hierarchy | None = None
+    coarse: bool = True
 
     def __post_init__(self) -> None:
         self._take_numpys_numbers()
@@ -69,6 +76,10 @@ class Plan:
             raise ParameterError(f"there is no mode {self.mode!r}; choose certify or predict")
         if self.mode == "predict" and (self.kind != "fixed" or self.bound != "one-sided"):
             raise ParameterError("predict takes n and alpha only: it has no radius to stop at")
+        if self.hierarchy is not None and (self.mode == "predict" or self.soft):
+            raise ParameterError("predict and the soft bound take no hierarchy: a soft group needs votes of its own")
+        if type(self.coarse) is not bool:
+            raise ParameterError(f"coarse must be true or false, not {self.coarse!r}")
 
     def _take_numpys_numbers(self) -> None:
         """Replace NumPy's numbers by Python's, which records can hold. Other values stay as they are."""
@@ -130,6 +141,10 @@ class Plan:
         """The number of votes and the split of alpha, for bounds. PREDICT has no such budget."""
         return Budget(self.n, self.alpha_split)
 
+    def totals(self, votes: Votes, level: int) -> Votes:
+        """Returns the votes of each group of a level of the hierarchy; at level 0 the votes of each class."""
+        return votes if self.hierarchy is None else self.hierarchy.totals(votes, level)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as certificates carry it. The looks are no part of it: a proof holds at any of them."""
         return {
@@ -143,6 +158,8 @@ class Plan:
             "tolerance": self.tolerance,
             "beta": self.soft_beta,
             "alpha_split": self.alpha_split,
+            "hierarchy": None if self.hierarchy is None else self.hierarchy.to_json(),
+            "coarse": self.coarse,
         }
 
     @classmethod
@@ -157,6 +174,8 @@ class Plan:
                 tolerance=data["tolerance"],
                 bound=data["bound"],
                 mode=data["mode"],
+                hierarchy=None if data["hierarchy"] is None else Hierarchy.from_json(data["hierarchy"]),
+                coarse=data["coarse"],
                 **({} if data["beta"] is None else {"beta": data["beta"]}),
             )
         except (TypeError, KeyError) as error:

@@ -13,13 +13,16 @@ from typing import Any
 from macer_serve.smoothing import mixture
 from macer_serve.smoothing.canonical import canonical_json
 from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.selection import REFERENCE_ALPHA
 
 POLICY_VERSION = 1
 
 
 def policy_of(plan: Plan, noise: str) -> dict[str, Any]:
     """Returns the policy of a plan under the noise stream of that name, as JSON values."""
+    groups = {} if plan.hierarchy is None else {"hierarchy": plan.hierarchy.to_json(), "reference": REFERENCE_ALPHA}
     return {
+        **groups,
         "version": POLICY_VERSION,
         "mode": plan.mode,
         "bound": plan.bound,

@@ -1,7 +1,8 @@
 """What votes prove under a plan. Pure functions of the votes.
 
-`votes` are estimation votes (see `macer_serve.smoothing.votes`); `top` is the class that the selection votes chose.
-Whoever holds a certificate can evaluate the same functions.
+`votes` are estimation votes per class (see `macer_serve.smoothing.votes`). `top` is the class that the selection votes
+chose, or the group of a `level` of the plan's hierarchy. Groups are counted like classes: the votes of a group are the
+sum of its classes' votes. Whoever holds a certificate can evaluate the same functions.
 """
 
 from __future__ import annotations
@@ -17,21 +18,23 @@ from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.votes import Votes, count
 
 
-def prove(plan: Plan, votes: Votes, top: int, *, sigma: float, tau: float) -> Proof:
+def prove(plan: Plan, votes: Votes, top: int, *, sigma: float, tau: float, level: int = 0) -> Proof:
     """Returns what the votes prove: false with probability at most alpha, at whichever look the run was stopped.
 
     `tau` bounds the distance of the sampled noise from the exact noise, in total variation per image.
     """
     if plan.mode == "predict":
         return _predict(plan, votes, tau)
-    return bound_named(plan.bound).prove(plan.budget, votes, top, sigma=sigma, tau=tau)
+    groups = plan.totals(votes, level)
+    return bound_named(plan.bound).prove(plan.budget, groups, top, sigma=sigma, tau=tau)
 
 
-def may_exceed(plan: Plan, votes: Votes, top: int, radius: float, *, sigma: float, tau: float) -> bool:
+def may_exceed(plan: Plan, votes: Votes, top: int, radius: float, *, sigma: float, tau: float, level: int = 0) -> bool:
     """Returns False only if `prove` would certify no more than `radius`. Cheaper than `prove`."""
     if plan.mode == "predict":
         return True
-    return bound_named(plan.bound).may_exceed(plan.budget, votes, top, radius, sigma=sigma, tau=tau)
+    groups = plan.totals(votes, level)
+    return bound_named(plan.bound).may_exceed(plan.budget, groups, top, radius, sigma=sigma, tau=tau)
 
 
 @lru_cache(maxsize=256)  # every abstention asks

@@ -25,6 +25,7 @@ from macer_serve.smoothed import ModelInput, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate, ranked
 from macer_serve.smoothing.noise import NoiseKind, kind_of
 from macer_serve.smoothing.policy import policy_digest
+from macer_serve.smoothing.votes import count
 from macer_serve.verification.findings import Finding, Verification, agrees, fails, holds, shown, unchecked
 from macer_serve.verification.reading import Document, read_document, same
 from macer_serve.verification.record import Basis, examine_record
@@ -34,11 +35,15 @@ from macer_serve.voters import Voter
 
 __all__ = ["Document", "Finding", "Verdict", "Verification", "read_document", "verify"]
 
+MAX_UNSIGNED_VOTES = 10**6  # of a record that anybody may have made
 # The image is an auditor's own file, and the issuer may have accepted larger uploads than our server does.
 _LIMITS = UploadLimits(bytes=2**28, pixels=MAX_PIXELS)
 # Fields of an answer that nobody signed, and that say nothing about the image.
 _UNSIGNED = {"certificate", "certificate_jws", "issued_at", "timing_ms"}
-_COPIED = ("label", "class_id", "abstained", "radius", "upload_radius", "reason", "stopped")
+_COPIED = (
+    *("label", "class_id", "abstained", "radius", "upload_radius"),
+    *("level", "group", "group_radius", "group_upload_radius", "reason", "stopped"),
+)
 
 
 def verify(
@@ -84,6 +89,9 @@ def verify(
         found.append(unchecked(RECOUNT, "the record does not say from which seed its noise was drawn"))
     elif voter is None:
         found.append(unchecked(RECOUNT, "the votes were not to be counted again"))
+    elif key is None and (total := count(basis.votes) + count(basis.selection_votes)) > MAX_UNSIGNED_VOTES:
+        why = f"{total:,} votes are recorded, and more than {MAX_UNSIGNED_VOTES:,} are counted only if a signature "
+        found.append(unchecked(RECOUNT, why + "of the record was checked: name the issuer's public key"))
     else:
         found.append(recounted(c, basis, model_input, seed, voter(kind), progress))
     return Verification(tuple(found))
@@ -181,9 +189,18 @@ def _model(c: Certificate, config: CheckpointConfig, basis: Basis | None) -> lis
     ]
     if set(c.model) != {"name", "digest"} or not isinstance(c.model["name"], str):
         found.append(fails("model", f"{shown(c.model)} is no model"))
+    if basis is not None and c.group is not None:
+        found.append(_groups(basis, config))
     if basis is not None:
         found.append(agrees("classes of the checkpoint", len(basis.votes), len(config.classes), "the checkpoint"))
     return found
+
+
+def _groups(basis: Basis, config: CheckpointConfig) -> Finding:
+    """Returns whether the groups are those of the checkpoint. The record states them, and the seed is bound to them."""
+    if basis.plan.hierarchy == config.hierarchy:
+        return holds("plan.hierarchy", "the groups are the checkpoint's")
+    return unchecked("plan.hierarchy", "the checkpoint has other groups: read in the record which classes each one has")
 
 
 def _input(c: Certificate, model_input: ModelInput, same_model: bool) -> list[Finding]:

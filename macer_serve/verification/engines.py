@@ -36,6 +36,15 @@ def options_like(engine: str, pixels: int, device: str | None = None) -> VoterOp
     return replace(options, batch=batch, precision="auto" if options.precision == "bf16" else options.precision)
 
 
+def same_function(one: str, other: str) -> bool:
+    """Returns whether two names are of one function. What draws the copies is no part of it: all draw one stream."""
+    try:
+        names = [replace(EngineName.parse(name), noise=None) for name in (one, other)]
+    except ParameterError:
+        return one == other
+    return names[0] == names[1]
+
+
 def refused_batch(engine: str, pixels: int) -> str | None:
     """Returns in words that the batch of an engine's name is too large to be run here; None if it is not."""
     try:

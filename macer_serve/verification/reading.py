@@ -48,10 +48,9 @@ def read_document(data: bytes) -> Document:
 def _read(data: bytes) -> Document:
     if len(data) > MAX_BYTES:
         raise ParameterError(f"not a certificate: more than {MAX_BYTES:,} bytes")
-    if _JWS.fullmatch(data):
-        text = data.strip().decode()
+    if (text := jws_in(data)) is not None:
         return Document(_signed(text), text)
-    document = _json(data)
+    document = json_of(data)
     if not isinstance(document, dict) or not isinstance(document.get("certificate"), dict):
         return Document(Certificate.from_json(document))
     jws = document.get("certificate_jws")
@@ -71,11 +70,17 @@ def same(one: Any, other: Any) -> bool:
     return canonical_json(plain_numbers(one)) == canonical_json(plain_numbers(other))
 
 
+def jws_in(data: bytes) -> str | None:
+    """Returns the JWS that a document is; None if it is something else."""
+    return data.strip().decode() if _JWS.fullmatch(data) else None
+
+
 def _signed(jws: str) -> Certificate:
-    return Certificate.from_json(_json(take_apart(jws).payload, "utf-8"))
+    return Certificate.from_json(json_of(take_apart(jws).payload, "utf-8"))
 
 
-def _json(data: bytes, encoding: str = "utf-8-sig") -> Any:
+def json_of(data: bytes, encoding: str = "utf-8-sig") -> Any:
+    """Returns the JSON values of a text. Raises `ParameterError` for NaN, repeated names and depth."""
     try:
         document = json.loads(data.decode(encoding), object_pairs_hook=unique_names, parse_float=_number)
     except RecursionError:

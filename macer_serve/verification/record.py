@@ -8,25 +8,21 @@ their distance from 0 and 1, because versions of SciPy differ in last digits. Ro
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
 
 from macer_serve.errors import ParameterError
-from macer_serve.fit import Fit, fit_for, upload_radius
-from macer_serve.images import MAX_PIXELS
 from macer_serve.smoothing import mixture
 from macer_serve.smoothing.bounds.base import Proof
-from macer_serve.smoothing.certificate import Certificate, reason, statement
+from macer_serve.smoothing.certificate import Certificate, radii, reason, shown_group, statement
 from macer_serve.smoothing.certification import Claim
-from macer_serve.smoothing.noise import STREAMS, caveat_of, kind_of, noise_for
+from macer_serve.smoothing.noise import STREAMS, caveat_of, kind_of
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.proof import prove
 from macer_serve.smoothing.radius import round_down, two_sided_radius
-from macer_serve.smoothing.votes import Votes, count, from_record, shares
+from macer_serve.smoothing.selection import Selection, select
+from macer_serve.smoothing.votes import Votes, count, from_record
 from macer_serve.verification.findings import Finding, agrees, escaped, fails, holds, shown, unchecked
+from macer_serve.verification.fits import examine_fit, examine_through_fit
 
-MAX_SIDE = 2048  # of model inputs whose fit is computed again: larger ones take minutes
 MAX_WORK = 15 * 10**8  # stakes evaluated for the bounds of a soft record, some seconds
 _SAME = 1e-10  # relative: bounds
 _REASONS = {"fixed": (), "radius": ("radius", "futility"), "tolerance": ("tolerance",)}
@@ -35,7 +31,7 @@ _EDGE = 1e-10  # absolute: radii before they are rounded down, by which 1e-9 is 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What a record rests on: the plan, the votes, and the selected class, if a class was selected.
+    """What a record rests on: the plan, the votes, and the selected class or group, if one was selected.
 
     `proof_votes` are the first of the estimation votes, from which bounds and radius follow.
     """
@@ -44,13 +40,13 @@ class Basis:
     votes: Votes
     proof_votes: Votes
     selection_votes: Votes
-    top: int | None
+    selected: Selection | None
 
     @property
     def looked(self) -> bool:
         """Whether the votes prove something. A fixed plan proves nothing before its last vote."""
         n = count(self.proof_votes)
-        return self.top is not None and n > 0 and (self.plan.kind != "fixed" or n == self.plan.n)
+        return self.selected is not None and n > 0 and (self.plan.kind != "fixed" or n == self.plan.n)
 
 
 def examine_record(
@@ -78,17 +74,16 @@ def examine_record(
     ]
     basis, about_votes = _basis(c, plan)
     found += about_votes
-    fit, about_fit = _fit(c)
+    fit, about_fit = examine_fit(c)
     if basis is None:
         return [*found, unchecked("all that follows", "there are no votes that it could follow from"), *about_fit], None
-    found.append(_stopped(c, basis))
     proof, about_proof = _proof(c, basis, authentic)
-    found += about_proof
+    found += [_stopped(c, basis, proof), *about_proof]
     if proof is not None:
         found += _words(c, basis, proof, classes, no_classes)
         found += about_fit
         if fit is not None:
-            found += _through_fit(c, proof, fit)
+            found += examine_through_fit(c, radii(_claim(c, basis, proof), plan), fit)
     else:
         found += about_fit
     return found, basis
@@ -144,15 +139,17 @@ def _basis(c: Certificate, plan: Plan) -> tuple[Basis | None, list[Finding]]:
     else:
         words = f"they add up to {selected:,}, the plan takes {plan.selection:,}"
         found.append(fails("selection_votes", words))
-    top = None
+    if plan.hierarchy is not None and plan.hierarchy.classes != len(votes):
+        return None, [*found, fails("plan.hierarchy", f"it groups {plan.hierarchy.classes} classes, not {len(votes)}")]
+    chosen = None
     if plan.mode == "predict":
-        top = int(votes.argmax()) if drawn else None
+        chosen = Selection(0, int(votes.argmax())) if drawn else None
     elif not (early and selected < plan.selection):
-        top = int(shares(selection).argmax())
-    return Basis(plan, votes, proof, selection, top), found
+        chosen = select(plan, selection)
+    return Basis(plan, votes, proof, selection, chosen), found
 
 
-def _stopped(c: Certificate, basis: Basis) -> Finding:
+def _stopped(c: Certificate, basis: Basis, proof: Proof | None) -> Finding:
     """Returns whether the reason to stop fits the votes. No guarantee rests on when a run stopped."""
     plan, n = basis.plan, count(basis.votes)
     if c.stopped == "n":
@@ -161,7 +158,8 @@ def _stopped(c: Certificate, basis: Basis) -> Finding:
         fits = n < plan.n or count(basis.selection_votes) < plan.selection
     elif c.stopped in ("radius", "tolerance", "futility"):
         fits = 0 < n < plan.n and c.stopped in _REASONS[plan.kind]
-        fits = fits and (c.stopped != "radius" or c.radius >= float(plan.radius or 0.0))
+        proved = c.radius if proof is None else proof.radius  # of the class, or of a group that may be hidden
+        fits = fits and (c.stopped != "radius" or proved >= float(plan.radius or 0.0))
     else:
         return fails("stopped", f"{shown(c.stopped)} is no reason to stop")
     why = "still running" if c.stopped is None else c.stopped
@@ -183,9 +181,10 @@ def _proof(c: Certificate, basis: Basis, authentic: bool) -> tuple[Proof | None,
             words = f"{sum(held):,} levels of votes under a plan of {plan.n:,} would take too long to evaluate"
             return None, [unchecked("p_lower, p_upper, radius", words)]
     if basis.looked:
-        assert basis.top is not None
+        assert basis.selected is not None
+        level, top = basis.selected.level, basis.selected.top
         try:
-            proof = prove(plan, basis.proof_votes, basis.top, sigma=c.sigma, tau=c.tau)
+            proof = prove(plan, basis.proof_votes, top, sigma=c.sigma, tau=c.tau, level=level)
         except (ParameterError, ArithmeticError, ValueError) as error:
             return None, [fails("p_lower", f"no bound can be computed: {error}")]
     p_lower = _as_recorded(c.p_lower, proof.p_lower)
@@ -199,12 +198,38 @@ def _proof(c: Certificate, basis: Basis, authentic: bool) -> tuple[Proof | None,
         radius = two_sided_radius(proof.p_lower, proof.p_upper, c.sigma)
         # Two values are accepted only at the edge of the last digit shown.
         either = {round_down(max(0.0, radius - _EDGE)), round_down(radius + _EDGE), proof.radius}
-        lawful = float(c.radius) if c.radius in either else round_down(radius)
+        said = c.radius if c.group is None else c.group_radius
+        lawful = float(said) if said in either else round_down(radius)
         proof = replace(proof, radius=lawful)
-    found.append(agrees("radius", float(c.radius), proof.radius, "p_lower, p_upper and sigma"))
-    found.append(agrees("class_id", c.class_id, proof.class_id, "the votes"))
-    found.append(agrees("abstained", c.abstained, proof.class_id is None, "the bounds"))
+    claim = _claim(c, basis, proof)
+    group, (radius, group_radius) = shown_group(claim, plan), radii(claim, plan)
+    found.append(agrees("radius", float(c.radius), radius, "p_lower, p_upper and sigma"))
+    found.append(agrees("class_id", c.class_id, claim.class_id, "the votes"))
+    found.append(agrees("abstained", c.abstained, claim.abstained, "the bounds"))
+    found.append(agrees("level", c.level, claim.level, "selection_votes and plan"))
+    found.append(agrees("group", c.group, group, "the votes and plan"))
+    found.append(agrees("group_radius", float(c.group_radius), group_radius, "p_lower, p_upper and sigma"))
     return proof, found
+
+
+def _claim(c: Certificate, basis: Basis, proof: Proof) -> Claim:
+    """Returns the claim that follows from the proof."""
+    level = 0 if basis.selected is None else basis.selected.level
+    return Claim(
+        class_id=proof.class_id if level == 0 else None,
+        radius=proof.radius,
+        p_lower=proof.p_lower,
+        p_upper=proof.p_upper,
+        top_class=None if basis.selected is None else basis.selected.top,
+        votes=c.votes,
+        n=count(basis.votes),
+        proof_votes=c.votes if c.proof_votes is None else c.proof_votes,
+        proof_n=c.proof_n,
+        selection_votes=c.selection_votes,
+        stopped=c.stopped,  # type: ignore[arg-type]  # examined on its own
+        level=level,
+        group=None if level == 0 else proof.class_id,
+    )
 
 
 def _as_recorded(recorded: float, derived: float) -> float:
@@ -217,19 +242,7 @@ def _words(
     c: Certificate, basis: Basis, proof: Proof, classes: tuple[str, ...] | None, no_classes: str
 ) -> list[Finding]:
     """Returns the findings about statement, reason and label."""
-    claim = Claim(
-        class_id=proof.class_id,
-        radius=proof.radius,
-        p_lower=proof.p_lower,
-        p_upper=proof.p_upper,
-        top_class=basis.top,
-        votes=c.votes,
-        n=count(basis.votes),
-        proof_votes=c.votes if c.proof_votes is None else c.proof_votes,
-        proof_n=c.proof_n,
-        selection_votes=c.selection_votes,
-        stopped=c.stopped,  # type: ignore[arg-type]  # examined on its own
-    )
+    claim = _claim(c, basis, proof)
     said = statement(claim, basis.plan, c.noise)
     found = [agrees("statement", c.statement, said, "class, radius, alpha and noise")]
     if classes is None or len(classes) != len(basis.votes):
@@ -237,48 +250,4 @@ def _words(
     label = None if claim.class_id is None else classes[claim.class_id]
     found.append(agrees("label", c.label, label, "class_id and the checkpoint"))
     found.append(agrees("reason", c.reason, reason(claim, basis.plan, classes), "the votes"))
-    return found
-
-
-def _fit(c: Certificate) -> tuple[Fit | None, list[Finding]]:
-    """Returns the map from upload to model input, built again from its sizes, and the findings about it."""
-    try:
-        size, crop = _sizes(c.fit["upload_size"], 2), _sizes(c.fit["crop"], 2)
-        (resize, channels) = _sizes([c.fit["resize"], c.fit["channels"]], 2)
-        if size[0] * size[1] > MAX_PIXELS or max(crop) > MAX_SIDE or resize > 16 * MAX_SIDE:
-            return None, [unchecked("fit", f"sizes beyond {MAX_PIXELS:,} pixels, or {MAX_SIDE:,} of model input")]
-        fit = fit_for((size[0], size[1]), resize, (crop[0], crop[1]), channels)
-        norm = float(c.fit["norm"])
-    except (ParameterError, ArithmeticError, KeyError, TypeError, ValueError) as error:
-        return None, [fails("fit", f"{shown(c.fit)} is no fit: {error}")]
-    if abs(norm - fit.norm) <= 1e-12 * fit.norm:
-        fit = replace(fit, norm=norm)
-    if c.fit != fit.to_json():
-        words = f"{shown(c.fit)} is recorded, {shown(fit.to_json())} follows from its sizes"
-        return None, [fails("fit", words)]
-    height, width = fit.upload_size
-    return fit, [
-        holds("fit", f"{height} x {width} to {fit.crop[0]} x {fit.crop[1]}, norm {norm:.6g}"),
-        agrees("input.shape", c.input.get("shape"), [fit.channels, *fit.crop], "the fit"),
-        agrees("input.upload_shape", c.input.get("upload_shape"), [height, width, 3], "the fit"),
-    ]
-
-
-def _sizes(value: Any, length: int) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) != length or any(type(v) is not int or v < 1 for v in value):
-        raise ParameterError(f"{shown(value)} are no sizes")
-    return tuple(value)
-
-
-def _through_fit(c: Certificate, proof: Proof, fit: Fit) -> list[Finding]:
-    """Returns the findings about what depends on the fit: the radius at the upload, and tau."""
-    dims = fit.channels * fit.crop[0] * fit.crop[1]
-    derived = upload_radius(proof.radius, fit, dims)
-    found = [agrees("upload_radius", float(c.upload_radius), float(derived), "radius and fit")]
-    if (kind := kind_of(c.noise)) is None:
-        return found
-    noise = noise_for(kind, c.sigma)
-    on_lattice, off = (noise.tau(np.full(dims, bit, np.int32)) for bit in (0, 1))
-    known = off if fit.resampled and c.tau == off else on_lattice
-    found.append(agrees("tau", float(c.tau), known, "noise, sigma and input shape"))
     return found

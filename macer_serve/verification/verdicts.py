@@ -15,6 +15,7 @@ class Verdict(Enum):
     CONTRADICTED = "contradicted"
     POLICY_NOT_FIXED = "policy not fixed beforehand"
     NOT_AUTHENTICATED = "not authenticated"
+    WITHHELD = "signed, evidence withheld"
     OTHER_ENGINE = "another engine"
     CONSISTENT = "consistent"
     PROVED = "proved"
@@ -64,6 +65,11 @@ _PARAGRAPHS = {
     Verdict.NOT_AUTHENTICATED: (
         "Nothing contradicts this record, but nobody's signature was checked. Anybody may have written it, with a seed "
         "chosen among many. Give the issuer's public keys, and a certificate that carries a signature."
+    ),
+    Verdict.WITHHELD: (
+        "The issuer signed this claim, and it is about this image and this model. The issuer keeps the certificate "
+        "that would prove it, because published radii help attackers. The claim names that certificate by its digest, "
+        "so that the issuer cannot replace it. Ask for it, and check it with the claim."
     ),
     Verdict.OTHER_ENGINE: (
         "The signature, the seed and the arithmetic hold. Your engine computes the network in another arithmetic than "

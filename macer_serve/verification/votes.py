@@ -9,9 +9,10 @@ import numpy as np
 from macer_serve.smoothed import ModelInput
 from macer_serve.smoothing.certificate import Certificate
 from macer_serve.smoothing.proof import prove
-from macer_serve.smoothing.votes import Draw, Votes, count, shares
+from macer_serve.smoothing.selection import Selection, select
+from macer_serve.smoothing.votes import Draw, Votes, count
 from macer_serve.smoothing.window import Tally
-from macer_serve.verification.engines import refused_batch
+from macer_serve.verification.engines import refused_batch, same_function
 from macer_serve.verification.findings import Finding, fails, holds, shown, unchecked
 from macer_serve.verification.record import Basis
 from macer_serve.verification.verdicts import Verdict
@@ -46,7 +47,7 @@ def recounted(
         draw.purpose for (draw, votes), mine in zip(recorded, again, strict=True) if not np.array_equal(votes, mine)
     ]
     total = f"{tally.total:,} votes"
-    if voter.engine == c.engine:
+    if same_function(voter.engine, c.engine):
         if not other:
             return holds(RECOUNT, f"{total}, identical")
         words = f"of {total}, those of {' and '.join(dict.fromkeys(other))} are others"
@@ -69,10 +70,14 @@ def _own_claim(c: Certificate, basis: Basis, again: list[Votes]) -> str:
     """Returns what the votes of this engine prove by themselves, on the same copies."""
     selection, first, rest = again
     votes = first if basis.looked else first + rest
-    top = int(votes.argmax()) if basis.plan.mode == "predict" else int(shares(selection).argmax())
     if not basis.looked or count(selection) != basis.plan.selection:
         return "The votes of this engine prove nothing at this number of votes."
-    proof = prove(basis.plan, votes, top, sigma=c.sigma, tau=c.tau)
+    predicted = basis.plan.mode == "predict"
+    chosen = Selection(0, int(votes.argmax())) if predicted else select(basis.plan, selection)
+    proof = prove(basis.plan, votes, chosen.top, sigma=c.sigma, tau=c.tau, level=chosen.level)
     if proof.class_id is None:
         return "The votes of this engine certify nothing."
-    return f"The votes of this engine certify class {proof.class_id} with radius {proof.radius:.6f}."
+    what = f"class {proof.class_id}"
+    if chosen.level and basis.plan.hierarchy is not None:
+        what = f"the group {shown(basis.plan.hierarchy.names(chosen.level)[chosen.top])}"
+    return f"The votes of this engine certify {what} with radius {proof.radius:.6f}."

@@ -1,6 +1,6 @@
 """BatchedVoter: what all engines have in common.
 
-It draws the noise, packs the draws of many requests into passes of a fixed batch size, pads short ones, and counts.
+It has the noise drawn, packs the draws of many requests into passes of a fixed batch size, pads short ones, and counts.
 Before it votes it proves that its engine computes the base classifier, and that a copy's logits depend on nothing but
 the copy.
 """
@@ -11,7 +11,8 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -21,15 +22,19 @@ import numpy.typing as npt
 
 from macer_serve.base_classifier import relative_error
 from macer_serve.errors import EngineError, ParameterError
-from macer_serve.smoothing.noise import FRACTION_BITS, Noise, as_pixels
-from macer_serve.smoothing.votes import SOFT_LEVELS, Draw, Votes
+from macer_serve.smoothing.noise import FRACTION_BITS, as_pixels
+from macer_serve.smoothing.votes import Draw, Votes
+from macer_serve.voters.calls import Call, Calls
+from macer_serve.voters.copies import HostCopies
 from macer_serve.voters.engines import Engine, EngineName, Logits, Passes
+from macer_serve.voters.packing import packed
 from macer_serve.voters.tasks import Task
 
 log = logging.getLogger(__name__)
 
 _PROBE_SEED = hashlib.sha256(b"macer-serve probe").digest()[:16]
 _COMPARED_COPIES = 16  # copies of the probe whose logits are compared with the plain classifier's
+_SETTINGS = 3  # passes that each worker makes of the whole probe
 _WARM_UP_S = 900  # a worker that takes longer than this to warm up is stuck
 _DEPENDS = (
     "this voter's logits depend on a copy's position in the batch, on its batch or on the worker; its votes could not "
@@ -46,11 +51,13 @@ class BatchedVoter:
     logits depend on a copy's position, on its batch, or on the worker.
     """
 
-    def __init__(self, name: str, engine: Engine, *, classes: int, noise: Noise, passes: Passes) -> None:
-        self.classes, self.noise, self.workers = classes, noise, passes.workers
+    def __init__(self, name: str, engine: Engine, *, classes: int, passes: Passes) -> None:
+        self.classes, self.noise, self.workers = classes, passes.noise, passes.workers
         self.input_shape, self._scale = passes.shape, passes.scale
         self.batch_sizes = passes.batch_sizes
         self._engine, self._local, self._process = engine, threading.local(), os.getpid()
+        self._calls = Calls()
+        self._source = engine.source or HostCopies(passes.noise, passes.shape)
         self._pool = ThreadPoolExecutor(self.workers, "voter", initializer=self._start_worker)
         try:
             fingerprint = self._warm_up()
@@ -67,15 +74,17 @@ class BatchedVoter:
                 fingerprint=fingerprint,
                 compiled=engine.compiled,
                 build=engine.build,
+                noise=self._source.name,
             )
         )
         log.info("voter ready: %s, batch sizes %s, %d workers", self.engine, self.batch_sizes, self.workers)
 
-    def submit(self, tasks: Sequence[Task]) -> Future[list[Votes]]:
+    def submit(self, tasks: Sequence[Task], turn: float = 0.0, *, small: bool = False) -> Future[list[Votes]]:
         """Returns the votes of each task, hard or soft, when they are counted.
 
-        Tasks of up to `batch_sizes[-1]` copies in all share one pass. Raises `ParameterError` for an input of another
-        shape: NumPy would broadcast it, and its pixels would share their noise.
+        As many passes as possible are full large ones, or all are small ones, if `small`. Those that wait for a worker
+        are made in the order of `turn`, lower ones first; those that have begun are finished. Raises `ParameterError`
+        for an input of another shape: NumPy would broadcast it, and its pixels would share their noise.
         """
         if os.getpid() != self._process:
             raise EngineError(
@@ -85,7 +94,12 @@ class BatchedVoter:
         for task in tasks:
             if task.x.shape != self.input_shape:
                 raise ParameterError(f"this voter takes inputs of shape {self.input_shape}, not {task.x.shape}")
-        return self._pool.submit(self._count, tuple(tasks))
+        call = Call(tuple(tasks), self.classes, packed(tasks, self.batch_sizes[: 1 if small else None]), turn)
+        passes = len(call.waiting)
+        self._calls.add(call)
+        for _ in range(passes):
+            self._pool.submit(self._next_pass)
+        return call.votes
 
     def __reduce__(self) -> NoReturn:
         raise EngineError("a loaded classifier cannot be pickled: load it in each process")
@@ -93,6 +107,7 @@ class BatchedVoter:
     def close(self) -> None:
         """Let running passes end, drop waiting ones."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._calls.cancel()
 
     def __enter__(self) -> BatchedVoter:
         return self
@@ -104,22 +119,17 @@ class BatchedVoter:
 
     def _start_worker(self) -> None:
         self._engine.start_thread()
-        self._local.buffer = np.zeros((self.batch_sizes[-1], *self.input_shape), dtype=self.noise.dtype)
+        self._local.buffer = self._source.buffer(self.batch_sizes[-1])
 
-    def _count(self, tasks: tuple[Task, ...]) -> list[Votes]:
-        """Returns the votes of each task, one pass after the other."""
-        votes: list[Votes] = [
-            np.zeros(self.classes if task.draw.beta is None else (self.classes, SOFT_LEVELS), dtype=np.int64)
-            for task in tasks
-        ]
-        for batch in _packed(tasks, self.batch_sizes[-1]):
-            logits = self._pass([(tasks[i], piece) for i, piece in batch])
-            at = 0
-            for i, piece in batch:
-                rows = logits[at : at + len(piece)]
-                at += len(piece)
-                votes[i] += hard_votes(rows) if piece.beta is None else soft_votes(rows, piece.beta)
-        return votes
+    def _next_pass(self) -> None:
+        """Makes the pass whose turn it is."""
+        if (found := self._calls.next_pass()) is None:
+            return
+        call, batch = found
+        try:
+            call.count(batch, self._pass([(call.tasks[i], piece) for i, piece in batch]))
+        except BaseException as error:  # whoever waits must hear of it
+            call.fail(error)
 
     def _pass(self, batch: list[tuple[Task, Draw]]) -> Logits:
         """Returns the logits of the pieces' copies, in order, by one pass of the smallest size that holds them."""
@@ -127,7 +137,7 @@ class BatchedVoter:
         copies = self._local.buffer[: next(size for size in self.batch_sizes if size >= filled)]
         at = 0
         for task, draw in _joined(batch):
-            copies[at : at + len(draw)] = self.noise.sample(task.x, task.seed, draw.purpose, draw.start, draw.stop)
+            self._source.fill(copies[at : at + len(draw)], task.x, task.seed, draw.purpose, draw.start)
             at += len(draw)
         copies[filled:] = 0  # nothing of an earlier pass
         logits = self._engine.logits(copies)[:filled]
@@ -142,7 +152,9 @@ class BatchedVoter:
         probe = self._probe()
         first = self._pool.submit(lambda: [self._engine.logits(probe[:size]).copy() for size in self.batch_sizes])
         self._require_the_plain_function(probe, first.result(_WARM_UP_S)[-1])
+        began = time.monotonic()
         outputs = self._on_every_worker(self._in_every_setting, probe)
+        self.votes_per_s = _SETTINGS * self.workers * len(probe) / (time.monotonic() - began)
         plain = outputs[0][0]
         if any(not np.array_equal(plain, logits) for settings in outputs for logits in settings):
             raise EngineError(_DEPENDS)
@@ -212,37 +224,6 @@ class BatchedVoter:
             np.array_equal(first, logits[:small]) and np.array_equal(last, logits[-small:])
             for first, last in self._on_every_worker(both_ends, probe)
         )
-
-
-def hard_votes(logits: Logits) -> Votes:
-    """Returns how many rows of `[k, classes]` each class wins, int64 `[classes]`; of equal logits the first wins."""
-    return np.bincount(logits.argmax(1), minlength=logits.shape[1])
-
-
-def soft_votes(logits: Logits, beta: float) -> Votes:
-    """Returns how many rows give each class a softmax(beta * logits) of each level: int64 `[classes, SOFT_LEVELS]`."""
-    scaled = beta * logits.astype(np.float64)
-    z = np.exp(scaled - scaled.max(1, keepdims=True))
-    z /= z.sum(1, keepdims=True)
-    levels = np.minimum((z * SOFT_LEVELS).astype(np.int64), SOFT_LEVELS - 1)
-    classes = logits.shape[1]
-    slots = levels + np.arange(classes) * SOFT_LEVELS
-    return np.bincount(slots.ravel(), minlength=classes * SOFT_LEVELS).reshape(classes, SOFT_LEVELS)
-
-
-def _packed(tasks: tuple[Task, ...], size: int) -> Iterator[list[tuple[int, Draw]]]:
-    """Yields batches of at most `size` copies: pieces of the tasks' draws, each with its task's number."""
-    batch: list[tuple[int, Draw]] = []
-    filled = 0
-    for i, task in enumerate(tasks):
-        for piece in task.draw.cut(size):
-            if filled + len(piece) > size:
-                yield batch
-                batch, filled = [], 0
-            batch.append((i, piece))
-            filled += len(piece)
-    if batch:
-        yield batch
 
 
 def _joined(pieces: list[tuple[Task, Draw]]) -> list[tuple[Task, Draw]]:

@@ -21,27 +21,38 @@ import numpy.typing as npt
 from macer_serve.base_classifier import BaseClassifier
 from macer_serve.errors import EngineError, ParameterError
 from macer_serve.hardware import has_gpu, multiplies_int8
+from macer_serve.smoothing.noise import Noise
+from macer_serve.voters.copies import CopySource
 from macer_serve.voters.options import DEVICES, ENGINES, PRECISIONS, VoterOptions
 
 log = logging.getLogger(__name__)
 
-Copies = npt.NDArray[Any]
+Copies = Any  # an array, or rows of a buffer of the engine's `CopySource`
 Logits = npt.NDArray[np.float32]
 PlainLogits = Callable[[npt.NDArray[np.float32]], Logits]  # see `Engine.plain_logits`
 
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """The forward passes of a voter: `shape` (H, W, C), `dtype` and `scale` of the copies, batch sizes, workers.
+    """The forward passes of a voter: `shape` (H, W, C) of the copies, their noise, batch sizes, workers.
 
-    Pixel values are copies * scale. `batch_sizes` ascend; `workers` threads run one pass each at a time.
+    `batch_sizes` ascend; `workers` threads run one pass each at a time.
     """
 
     shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    scale: float
+    noise: Noise
     batch_sizes: tuple[int, ...]
     workers: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the copies."""
+        return self.noise.dtype
+
+    @property
+    def scale(self) -> float:
+        """Pixel values are copies * scale."""
+        return self.noise.scale
 
 
 class Engine(Protocol):
@@ -49,7 +60,8 @@ class Engine(Protocol):
 
     `precision` and `compiled` are part of its name, as is `build`: the digest of a compiled file that another build
     of the same graph need not reproduce. `tolerance` bounds the relative error that its arithmetic explains, see
-    `macer_serve.base_classifier.relative_error`.
+    `macer_serve.base_classifier.relative_error`. `source` makes the noisy copies on the engine's device; None if the
+    host makes them.
     """
 
     device: str
@@ -57,6 +69,7 @@ class Engine(Protocol):
     compiled: bool
     build: str | None
     tolerance: float
+    source: CopySource | None
 
     def start_thread(self) -> None:
         """Prepare the calling thread; called once by each worker thread before its first pass."""
@@ -65,8 +78,8 @@ class Engine(Protocol):
     def logits(self, copies: Copies) -> Logits:
         """Returns the logits `[batch, classes]` of copies `[batch, H, W, C]`, `batch` being one of the batch sizes.
 
-        Called by worker threads, several at a time. Raises `EngineError` if the function would be another one than
-        at warm-up.
+        The copies are an array, or rows of a buffer of `source`. Called by worker threads, several at a time. Raises
+        `EngineError` if the function would be another one than at warm-up.
         """
         ...
 
@@ -84,7 +97,8 @@ class EngineName:
     """An engine's name in certificates, such as `torch-cpu-bf16-compiled-b256:9f3a05c2d1e47b86`.
 
     Two voters of one name compute the same function: `fingerprint` is the digest of the logits of a probe batch of
-    `batch` copies. Raises `ParameterError` for parts that could not be read back.
+    `batch` copies. `noise` names what draws the copies, if the host does not. Raises `ParameterError` for parts that
+    could not be read back.
     """
 
     engine: str
@@ -94,6 +108,7 @@ class EngineName:
     fingerprint: str
     compiled: bool = False
     build: str | None = None
+    noise: str | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(str(self)):
@@ -102,7 +117,8 @@ class EngineName:
     def __str__(self) -> str:
         parts = [self.engine, self.device, self.precision, *(["compiled"] if self.compiled else [])]
         built = [f"build{self.build}"] if self.build is not None else []
-        return "-".join([*parts, *built, f"b{self.batch}"]) + f":{self.fingerprint}"
+        drawn = [f"noise{self.noise}"] if self.noise is not None else []
+        return "-".join([*parts, *built, *drawn, f"b{self.batch}"]) + f":{self.fingerprint}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -110,8 +126,8 @@ class EngineName:
         found = _NAME.fullmatch(text)
         if found is None:
             raise ParameterError(f"not the name of an engine: {text[:100]!r}")
-        engine, device, precision, compiled, build, batch, fingerprint = found.groups()
-        return cls(engine, device, precision, int(batch), fingerprint, compiled is not None, build)
+        engine, device, precision, compiled, build, noise, batch, fingerprint = found.groups()
+        return cls(engine, device, precision, int(batch), fingerprint, compiled is not None, build, noise)
 
     def options(self) -> VoterOptions:
         """Returns the options that make an engine of this name, if this machine has one.
@@ -129,7 +145,7 @@ class EngineName:
 
 _NAME = re.compile(
     rf"([a-z][a-z0-9_]{{0,31}})-({'|'.join(DEVICES)})-({'|'.join(PRECISIONS[1:])})(-compiled)?"
-    r"(?:-build([0-9a-f]{8,64}))?-b([1-9][0-9]{0,4}):([0-9a-f]{16})"
+    r"(?:-build([0-9a-f]{8,64}))?(?:-noise([a-z]{1,16}))?-b([1-9][0-9]{0,4}):([0-9a-f]{16})"
 )
 
 

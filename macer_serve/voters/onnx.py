@@ -20,6 +20,7 @@ import onnxruntime
 from macer_serve.base_classifier import BaseClassifier
 from macer_serve.errors import EngineError
 from macer_serve.onnx_graph import COPIES, LOGITS, PIXELS, with_copies
+from macer_serve.voters.copies import device_copies
 from macer_serve.voters.engines import Copies, Logits, Passes, PlainLogits, require
 from macer_serve.voters.options import VoterOptions
 
@@ -51,6 +52,7 @@ class OnnxEngine:
 
     def __init__(self, graph: bytes, plain: PlainLogits, device: str, precision: str, passes: Passes) -> None:
         self.device, self.precision, self.tolerance = device, precision, TOLERANCE[precision]
+        self.source = device_copies(passes.noise, passes.shape, device)
         self._plain = plain
         wrapped = with_copies(graph, passes.shape, passes.scale, integers=passes.dtype.kind == "i")
         cache = _cache_folder(wrapped) if device == "tensorrt" else None
@@ -63,11 +65,15 @@ class OnnxEngine:
 
     def logits(self, copies: Copies) -> Logits:
         session = self._sessions[len(copies)]
+        on_host = isinstance(copies, np.ndarray)
         try:
-            if self.device == "cpu":
+            if self.device == "cpu" and on_host:
                 return session.run([LOGITS], {COPIES: np.ascontiguousarray(copies)})[0]  # type: ignore[no-any-return]
             binding = session.io_binding()
-            binding.bind_cpu_input(COPIES, np.ascontiguousarray(copies))
+            if on_host:
+                binding.bind_cpu_input(COPIES, np.ascontiguousarray(copies))
+            else:
+                _bind(binding, copies)
             binding.bind_output(LOGITS, "cpu")
             session.run_with_iobinding(binding)
             return binding.get_outputs()[0].numpy()  # type: ignore[no-any-return]
@@ -81,6 +87,16 @@ class OnnxEngine:
         """Read what TensorRT has built while it was warmed up."""
         if self._cache is not None:
             self.build = _digest_of_files(self._cache, "*.engine")
+
+
+def _bind(binding: Any, copies: Any) -> None:
+    """Gives a session copies where they lie, rows of a torch tensor, when their device has written them."""
+    place = copies.device
+    if place.type == "cuda":
+        import torch
+
+        torch.cuda.current_stream(place).synchronize()  # onnxruntime runs on a stream of its own
+    binding.bind_input(COPIES, place.type, place.index or 0, np.int16, tuple(copies.shape), copies.data_ptr())
 
 
 class PlainGraph:

@@ -34,8 +34,7 @@ def open_voter(
     channels, height, width = classifier.input_shape
     passes = Passes(
         shape=(height, width, channels),
-        dtype=stream.dtype,
-        scale=stream.scale,
+        noise=stream,
         batch_sizes=_batch_sizes(chosen, height * width),
         workers=(chosen.workers or usable_cores()) if chosen.device == "cpu" else 1,
     )
@@ -44,7 +43,7 @@ def open_voter(
         if failed is not None:
             log.warning("%s: running a plainer variant of the engine, slower", failed)
         try:
-            return BatchedVoter(chosen.engine, engine, classes=classifier.classes, noise=stream, passes=passes)
+            return BatchedVoter(chosen.engine, engine, classes=classifier.classes, passes=passes)
         except EngineError as error:
             failed = error
     assert failed is not None

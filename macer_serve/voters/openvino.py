@@ -46,7 +46,7 @@ def _core() -> openvino.Core:
 class OpenVinoEngine:
     """The logits of an ONNX graph; see `macer_serve.voters.engines.Engine`."""
 
-    device, compiled, build = "cpu", False, None
+    device, compiled, build, source = "cpu", False, None, None
 
     def __init__(self, graph: bytes, plain: PlainLogits, precision: str, passes: Passes) -> None:
         self.precision, self.tolerance = precision, TOLERANCE[precision]

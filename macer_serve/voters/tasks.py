@@ -29,6 +29,10 @@ class Voter(Protocol):
     classes: int
     noise: Noise
 
-    def submit(self, tasks: Sequence[Task]) -> Future[list[Votes]]:
-        """Returns the votes of each task, in order: int64 `[classes]`, or `[classes, SOFT_LEVELS]` for a soft draw."""
+    def submit(self, tasks: Sequence[Task], turn: float = 0.0, *, small: bool = False) -> Future[list[Votes]]:
+        """Returns the votes of each task, in order: int64 `[classes]`, or `[classes, SOFT_LEVELS]` for a soft draw.
+
+        Passes that wait for a worker are made in the order of `turn`, lower ones first. With `small`, all are of the
+        small batch size: other calls wait less for a worker.
+        """
         ...

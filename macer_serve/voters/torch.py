@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from macer_serve.base_classifier import BaseClassifier, relative_error
 from macer_serve.errors import EngineError, first_line
 from macer_serve.hardware import multiplies_bf16, pick_device
+from macer_serve.voters.copies import device_copies
 from macer_serve.voters.engines import Copies, Logits, Passes, require
 from macer_serve.voters.options import VoterOptions
 
@@ -72,6 +73,7 @@ class TorchEngine:
     ) -> None:
         self.device, self.precision, self.compiled = device.type, precision, compiled
         self.tolerance = TOLERANCE[precision]
+        self.source = device_copies(passes.noise, passes.shape, device.type)
         self._device, self._plain = device, plain
         pixels = _Pixels(features, scale=passes.scale, bf16=precision == "bf16").eval().to(device)
         self._head = nn.Identity() if head is None else head.float().to(device)
@@ -95,7 +97,8 @@ class TorchEngine:
             )
         try:
             with torch.inference_mode():  # it belongs to the thread
-                tensor = torch.from_numpy(np.ascontiguousarray(copies)).to(self._device)
+                made = copies if isinstance(copies, Tensor) else torch.from_numpy(np.ascontiguousarray(copies))
+                tensor = made.to(self._device)
                 features = self._compiled(tensor) if self.compiled else self._features(tensor)
                 logits: Logits = self._head(features).float().cpu().numpy()
         except EngineError:

@@ -55,7 +55,7 @@ def test_an_imported_network_votes_as_the_original(name: str, tmp_path: Path) ->
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(image)
     predicted = macer(
         "predict", image, "--checkpoint", out, "--n", 64, "--n0", 16, "--alpha", 0.05, "--precision", "fp32",
-        "--no-compile", "--batch", 32, "--workers", 1, "--json",
+        "--no-compile", "--batch", 32, "--cores", 1, "--json",
     )  # fmt: skip
     assert predicted.exit_code == 0, predicted.output
     assert json.loads(predicted.stdout)["certificate"]["model"] == {"name": "checkpoint", "digest": config.digest}

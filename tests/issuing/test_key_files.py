@@ -196,7 +196,9 @@ def test_the_command_makes_shows_renews_and_checks_keys(tmp_path: Path) -> None:
 
 def test_the_command_refuses_bad_keys_with_a_sentence(issuer: Issuer, other: Issuer, tmp_path: Path) -> None:
     path = tmp_path / "issuer.jwks"
-    path.write_text(json.dumps({"keys": [{**issuer.key.to_jwk(), PROOF: other.key.to_jwk()[PROOF]}]}))
+    # The roots of the smaller key are below the larger one's modulus, so that nothing is wrong with their size.
+    smaller, larger = sorted((issuer.key, other.key), key=lambda key: key.n)
+    path.write_text(json.dumps({"keys": [{**larger.to_jwk(), PROOF: smaller.to_jwk()[PROOF]}]}))
     for arguments in (("check", path), ("check", tmp_path / "missing"), ("public", tmp_path)):
         result = macer("key", *arguments)
         assert result.exit_code in (2, 17), result.output

@@ -15,14 +15,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 import yaml
 from brightness import issuer
+from PIL import Image
 from torch import nn
 
 from macer_serve.checkpoint import load_model, save_checkpoint
@@ -68,6 +71,7 @@ class Server:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),  # so that `serve status` may ask, too
             "RAY_worker_niceness": "0",  # Ray's 15 leaves a server behind the tests that run beside it
             "OMP_WAIT_POLICY": "PASSIVE",
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
         }
         self._log = (self.folder / "serve.log").open("wb")
         self._process = subprocess.Popen(
@@ -176,6 +180,15 @@ def running(config: dict[str, Any], *command: str) -> Iterator[Server]:
         server.stop()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own, not the developer's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def quick_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a checkpoint named `quick`: the bundled one with logits twice as large, and so the same classes."""
@@ -215,6 +228,11 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield own
 
 
+def passes_of(client: httpx.Client, model: str) -> int:
+    """Returns the forward passes that the model's voters have made."""
+    return client.get("/readyz").json()["models"][model]["passes"]  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="session")
 def operator() -> Issuer:
     """The operator, whose key the server has."""
@@ -225,6 +243,14 @@ def operator() -> Issuer:
 def images() -> list[bytes]:
     """CIFAR-10 test images as PNG files; the second is a ship."""
     return [path.read_bytes() for path in IMAGES]
+
+
+@pytest.fixture(scope="session")
+def grey() -> bytes:
+    """A grey image of which the bundled model gives two classes half of the votes each, whatever the key."""
+    file = BytesIO()
+    Image.fromarray(np.full((32, 32, 3), 134, np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="session")

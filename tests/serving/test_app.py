@@ -15,6 +15,7 @@ from brightness import issuer
 from pydantic import ValidationError
 
 from macer_serve.checkpoint import load_config, resolve
+from macer_serve.checkpoint.config import digest_of
 from macer_serve.cli.exit_codes import exit_code
 from macer_serve.errors import CheckpointError, IssuerKeyError, MacerError, MissingFactsError, ParameterError
 from macer_serve.serving.app import build
@@ -80,11 +81,10 @@ def test_a_missing_checkpoint_stops_the_builder(tmp_path: Path) -> None:
 
 
 def test_the_soft_bound_on_a_network_of_probabilities_stops_the_builder(tmp_path: Path) -> None:
-    config = dataclasses.replace(load_config("bundled:cifar10"), outputs="probabilities")
-    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
-    build(settings(models={"a": {"checkpoint": str(tmp_path)}}))
+    checkpoint = copy_of("bundled:cifar10", tmp_path / "copy", outputs="probabilities")
+    build(settings(models={"a": {"checkpoint": checkpoint}}))
     with pytest.raises(ParameterError, match="soft bound needs logits"):
-        build(settings(models={"a": {"checkpoint": str(tmp_path), "bound": "soft"}}))
+        build(settings(models={"a": {"checkpoint": checkpoint, "bound": "soft"}}))
 
 
 def test_a_missing_key_file_stops_the_builder(tmp_path: Path) -> None:
@@ -148,7 +148,8 @@ def test_an_int8_form_beside_its_network_is_refused(tmp_path: Path) -> None:
     files = load_config("bundled:cifar10").files
     plain = {name: digest for name, digest in files.items() if "int8" not in name}
     copied = copy_of("bundled:cifar10", tmp_path / "copy", files=plain, quantization={})
-    other = copy_of("bundled:cifar10", tmp_path / "other", files={"model.onnx": "sha256:" + "1" * 64}, quantization={})
+    other = copy_of("bundled:cifar10", tmp_path / "other", files={"model.onnx": digest_of(b"x")}, quantization={})
+    Path(other, "model.onnx").write_bytes(b"x")
     models = {"int8": MODEL, "other": {"checkpoint": other}, "fp32": {"checkpoint": copied}}
     with pytest.raises(ParameterError, match="models int8 and fp32 are one model"):
         build(settings(models=models))

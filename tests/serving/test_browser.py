@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from macer_serve.verification import read_document
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REQUIRED = os.environ.get("MACER_REQUIRE_BROWSER") == "1"  # where all is said to be installed, nothing is skipped
@@ -58,7 +60,11 @@ def test_an_upload_gets_its_class_and_radius(page: Any, ship: Path) -> None:
     with page.expect_download() as download:
         page.click("summary")
         page.click("#download")
-    certificate = json.loads(Path(download.value.path()).read_text())
+    saved = Path(download.value.path()).read_bytes()
+    certificate = json.loads(saved)["certificate"]
+    assert read_document(saved).jws is not None, "what is saved can be checked, signature included"
+    assert download.value.suggested_filename in page.inner_text("#command")
+    assert page.get_attribute("#details a:last-of-type", "href") == ".well-known/jwks.json"
     assert certificate["label"] == "ship"
     assert 0 < certificate["n"] <= 10_000
     assert certificate["stopped"] in ("tolerance", "cap")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,22 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from macer_serve.errors import EngineMismatchError
-from macer_serve.serving.problems import UnavailableError
+from macer_serve.serving.problems import OverloadedError, UnavailableError
 from macer_serve.serving.remote_voter import RemoteVoter
 from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.votes import Draw, Votes
 
-VOTER = VoterDescription(digest="sha256:a", engine="engine:1", batch_sizes=(64,), workers=1, passes=0)
+VOTER = VoterDescription(
+    digest="sha256:a",
+    engine="engine:1",
+    batch_sizes=(64,),
+    workers=1,
+    votes_per_s=10_000.0,
+    start_s=5.0,
+)
+PLAN, X = Plan(n0=100, n=1000, alpha=0.001), np.zeros((2, 2, 3), np.int32)
 Behaviour = Callable[[VoteRequest], Coroutine[Any, Any, list[Votes]]]
 
 
@@ -63,7 +73,7 @@ def votes_of(draw: Draw) -> Votes:
 
 
 async def honest(request: VoteRequest) -> list[Votes]:
-    return [votes_of(draw) for draw in request.draws]
+    return [votes_of(task.draw) for task in request.tasks]
 
 
 def mismatch() -> Exception:
@@ -75,18 +85,27 @@ def defect() -> Exception:
     return RayTaskError("count", "traceback", ZeroDivisionError("a defect")).as_instanceof_cause()
 
 
-def drive(count: Behaviour) -> tuple[Certification, Handle]:
-    handle = Handle(count)
-    run = Certification(Plan(n0=100, n=1000, alpha=0.001), classes=3, sigma=0.25)
-    asyncio.run(RemoteVoter(handle, 2, "sha256:a").drive(run, np.zeros((2, 2, 3), np.int32), b"s" * 16, VOTER))
+def certification() -> Certification:
+    return Certification(PLAN, classes=3, sigma=0.25)
+
+
+async def driven(handle: Handle, run: Certification, budget_s: float = 60.0) -> None:
+    voter = RemoteVoter(handle, 2, "sha256:a")
+    described = await voter.describe()
+    with voter.admitted(PLAN, 1000, budget_s) as job:
+        await voter.drive(job, run, X, b"s" * 16, described)
+
+
+def drive(count: Behaviour, budget_s: float = 60.0) -> tuple[Certification, Handle]:
+    handle, run = Handle(count), certification()
+    asyncio.run(driven(handle, run, budget_s))
     return run, handle
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repetitions without their pauses."""
-    pause = asyncio.sleep
-    monkeypatch.setattr("macer_serve.serving.remote_voter.asyncio.sleep", lambda _: pause(0))
+def short_pauses_and_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("macer_serve.serving.remote_voter._PAUSE_S", 0.01)
+    monkeypatch.setattr("macer_serve.serving.schedule._CALL_S", 0.0)  # calls of one pass
 
 
 @pytest.mark.parametrize(
@@ -112,16 +131,61 @@ def test_a_lost_draw_is_asked_for_again_and_no_vote_changes(failure: Callable[[]
     disturbed, handle = drive(flaky)
     assert disturbed.claim() == undisturbed.claim()
     assert disturbed.claim().class_id == 1
-    assert len(handle.responses) == 18 + 4  # 1,100 votes in passes of 64, and four lost ones
+    assert len(handle.responses) == 1 + 18 + 4  # a description, 1,100 votes in passes of 64, and four lost ones
 
 
-@pytest.mark.parametrize("failure", [ActorDiedError, mismatch])
-def test_where_no_replica_of_the_engine_is_left_the_request_is_refused(failure: Callable[[], Exception]) -> None:
-    async def lost(request: VoteRequest) -> list[Votes]:
-        raise failure()
+def test_a_run_is_given_up_if_only_voters_of_another_engine_answer() -> None:
+    async def other(request: VoteRequest) -> list[Votes]:
+        raise mismatch()
 
     with pytest.raises(UnavailableError, match="no voter of the engine"):
-        drive(lost)
+        drive(other)
+
+
+def test_a_request_waits_for_a_lost_voter_until_its_deadline_and_is_told_when_to_come_back() -> None:
+    async def lost(request: VoteRequest) -> list[Votes]:
+        raise ActorDiedError
+
+    with pytest.raises(UnavailableError, match="no voter has counted in time") as caught:
+        drive(lost, budget_s=0.5)
+    assert 1 <= caught.value.retry_after_s <= VOTER.start_s
+
+
+def test_a_request_outlives_the_restart_of_the_only_voter() -> None:
+    gone = asyncio.Event()
+
+    async def restarting(request: VoteRequest) -> list[Votes]:
+        if not gone.is_set():
+            asyncio.get_running_loop().call_later(1.5, gone.set)
+            await gone.wait()
+            raise ActorDiedError
+        return await honest(request)
+
+    run, _ = drive(restarting)
+    assert run.claim() == drive(honest)[0].claim()
+
+
+def test_a_hung_replica_delays_a_run_by_less_than_two_seconds_and_gets_no_more_work() -> None:
+    asked: list[VoteRequest] = []
+
+    async def hangs_at_first(request: VoteRequest) -> list[Votes]:
+        asked.append(request)
+        if len(asked) == 3:
+            await asyncio.Event().wait()
+        return await honest(request)
+
+    async def timed() -> tuple[Certification, float, int]:
+        run, handle = certification(), Handle(hangs_at_first)
+        began = time.monotonic()
+        await driven(handle, run)
+        took = time.monotonic() - began
+        # The hung call is left to its replica: Serve's router then sees that replica as busy.
+        return run, took, sum(response.cancelled for response in handle.responses)
+
+    run, took, cancelled = asyncio.run(timed())
+    assert run.claim() == drive(honest)[0].claim()
+    assert took < 2  # a bound of the guarantee, which waits for one second
+    assert cancelled == 0
 
 
 def test_overload_is_said_at_once() -> None:
@@ -151,26 +215,47 @@ def test_cancelling_a_run_cancels_every_draw_in_flight() -> None:
 
     async def cancelled_in_the_middle() -> Handle:
         handle = Handle(never)
-        run = Certification(Plan(n0=100, n=1000), classes=3, sigma=0.25)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await RemoteVoter(handle, 2, "sha256:a").drive(run, np.zeros((2, 2, 3), np.int32), b"s" * 16, VOTER)
+                await driven(handle, certification())
+        await asyncio.sleep(0.1)
         assert len(asyncio.all_tasks()) == 1  # nothing runs on
         return handle
 
     handle = asyncio.run(cancelled_in_the_middle())
-    assert len(handle.responses) == 3
-    assert all(response.cancelled for response in handle.responses)
+    assert len(handle.responses) == 1 + 4
+    assert all(response.cancelled for response in handle.responses[1:])
 
 
 def test_a_voter_of_another_checkpoint_is_refused() -> None:
-    replaced = VoterDescription(digest="sha256:b", engine="engine:2", batch_sizes=(64,), workers=1, passes=0)
+    replaced = replace(VOTER, digest="sha256:b", engine="engine:2")
     voter = RemoteVoter(Handle(honest, replaced), 1, "sha256:a")
     with pytest.raises(UnavailableError, match="replaced"):
         asyncio.run(voter.describe())
 
 
-@pytest.mark.parametrize("failure", [ActorDiedError(), BackPressureError(5, 5), TimeoutError()])
+@pytest.mark.parametrize("failure", [ActorDiedError(), BackPressureError(5, 5)])
 def test_a_voter_that_does_not_answer_is_unavailable(failure: Exception) -> None:
-    with pytest.raises(UnavailableError, match="no voter answers"):
-        asyncio.run(RemoteVoter(Handle(honest, failure), 1, "sha256:a").describe())
+    with pytest.raises(UnavailableError):
+        asyncio.run(RemoteVoter(Handle(honest, failure), 1, "sha256:a").ask(0.3))
+
+
+def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
+    async def slow(request: VoteRequest) -> list[Votes]:
+        await asyncio.sleep(0.2)
+        return await honest(request)
+
+    async def crowd() -> list[BaseException | None]:
+        voter = RemoteVoter(Handle(slow), 1, "sha256:a")
+        described = await voter.describe()
+
+        async def one() -> None:
+            with voter.admitted(PLAN, 1000, 0.5) as job:
+                await voter.drive(job, certification(), X, b"s" * 16, described)
+
+        return await asyncio.gather(*(one() for _ in range(20)), return_exceptions=True)
+
+    outcomes = asyncio.run(crowd())
+    refused = [error for error in outcomes if isinstance(error, OverloadedError)]
+    assert all(error is None or error in refused for error in outcomes)
+    assert 15 <= len(refused) < 20  # 10,000 votes per second would serve four, and the first is always admitted

@@ -40,13 +40,18 @@ def events_of(client: httpx.Client, image: bytes, **parameters: Any) -> list[Eve
 
 @pytest.mark.parametrize(
     ("parameters", "stopped"),
-    [({}, "tolerance"), ({"radius": 0.1}, "radius"), ({"radius": 2.0}, "futility"), ({"tolerance": 1e-6}, "cap")],
+    [
+        ({"tolerance": 0.3}, "tolerance"),
+        ({"radius": 0.1}, "radius"),
+        ({"radius": 2.0, "coarse": False}, "futility"),
+        ({"tolerance": 1e-6}, "cap"),
+    ],
 )
 def test_the_run_stops_for_the_reason_asked_for(
-    client: httpx.Client, images: list[bytes], parameters: dict[str, Any], stopped: str
+    client: httpx.Client, images: list[bytes], grey: bytes, parameters: dict[str, Any], stopped: str
 ) -> None:
-    split = stopped == "futility"  # the votes on the cat are
-    answer = certify(client, images[0 if split else 1], **parameters)
+    split = stopped == "futility"  # a radius that few votes against the class put out of reach
+    answer = certify(client, grey if split else images[1], **parameters)
     certificate = answer["certificate"]
     assert (answer["stopped"], certificate["bound"]) == (stopped, "mixture+clopper-pearson")
     if split:
@@ -112,7 +117,7 @@ def test_a_stream_ends_at_the_deadline_with_what_is_proved(client: httpx.Client,
 
 
 def test_streams_that_are_closed_give_back_their_places(server: Any, client: httpx.Client, images: list[bytes]) -> None:
-    head = b"POST /predict?stream=true&tolerance=1e-6&n=100000 HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    head = b"POST /predict?stream=true&tolerance=1e-6&n=100000 HTTP/1.1\r\nHost: localhost\r\n"
     body = f"Content-Length: {len(images[1])}\r\n\r\n".encode() + images[1]
     for after in (b"HTTP/1.1 200", b"event: progress"):
         for _ in range(12):  # more than the eight places

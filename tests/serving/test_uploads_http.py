@@ -206,7 +206,7 @@ def test_a_file_name_is_never_used(client: httpx.Client, images: list[bytes]) ->
         assert "passwd" not in answer.text
 
 
-HEAD = b"POST /predict?model=quick HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\n"
+HEAD = b"POST /predict?model=quick HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: image/png\r\n"
 
 
 @pytest.mark.parametrize(

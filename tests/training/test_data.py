@@ -13,11 +13,13 @@ import numpy.typing as npt
 import pytest
 import torch
 from image_files import hundreds_of_files
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from macer_serve.datasets import DATASETS, ImageSet, load_dataset
 from macer_serve.errors import DataError
-from macer_serve.images import decode
+from macer_serve.images import Reduction, decode
 from macer_serve.training.data import Batches, DeviceBatches, TreeBatches, generator_for
 
 CPU = torch.device("cpu")
@@ -173,11 +175,49 @@ def test_augmentation_begins_with_the_pixels_that_uploads_have(tmp_path: Path) -
     for name, data in files.items():
         (tmp_path / "train" / "a" / name).write_bytes(data)
     batches = tree_batches(tmp_path)
-    batches.data.transform = torch.nn.Identity()
     for index, name in enumerate(sorted(files)):
+        height, width = decode(files[name]).shape[:2]
+        whole = {"scale": (1, 1), "ratio": (width / height, width / height)}
+        batches.data.crop, batches.data.flip = v2.RandomResizedCrop((height, width), **whole), v2.Identity()
         item = batches.data[0, index]
         assert not isinstance(item, DataError)
         assert np.array_equal(item[0].permute(1, 2, 0).numpy(), decode(files[name])), name
+
+
+@pytest.mark.parametrize(("kind", "orientation"), [("JPEG", 1), ("JPEG", 6), ("PNG", 1)])
+def test_a_reduced_photograph_has_nearly_the_pixels_of_the_whole_one(
+    tmp_path: Path, kind: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A JPEG is decoded no finer than the crop needs and no coarser; other files come whole."""
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(96, 160, (9, 12, 3), np.uint8)).resize((1203, 901), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth.save(tmp_path / "train" / "a" / f"1.{kind.lower()}", kind, quality=95, exif=exif)
+    data = tree_batches(tmp_path, size=64).data
+    whole, label = data.images[0]
+    heights: list[int] = []
+
+    def reduced(index: int, reduction: Reduction) -> tuple[Any, int]:
+        pixels, label = ImageSet.reduced(data.images, index, reduction)
+        heights.append(pixels.shape[0])
+        return pixels, label
+
+    def unreduced(index: int, reduction: Reduction) -> tuple[Any, int]:
+        reduction(*whole.shape[:2])
+        return whole, label
+
+    made = []
+    for read in (reduced, unreduced):
+        monkeypatch.setattr(data.images, "reduced", read)
+        made.append([data[epoch, 0] for epoch in range(40)])
+    for one, other in zip(*made, strict=True):
+        assert not isinstance(one, DataError)
+        assert not isinstance(other, DataError)
+        assert one[0].shape == other[0].shape == (3, 64, 64)
+        assert (one[0].float() - other[0].float()).abs().mean() < 3, "of 64 grey levels that the image spans"
+    assert {round(whole.shape[0] / height) for height in heights} == ({4, 8} if kind == "JPEG" else {1})
 
 
 @pytest.mark.parametrize("limit", [3, 8, 10, 14])

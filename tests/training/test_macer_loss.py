@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -269,7 +270,8 @@ def test_label_smoothing_of_gaussian_augmentation_and_of_smoothadv(smoothing: fl
         chosen = recipe("cifar10", method.__name__, 0.5).with_options(label_smoothing=smoothing)
         if copies > 1:
             chosen = chosen.with_options(k=copies, attack_steps=0)
-        loss, sums = method(linear, images, labels, chosen, Step(0, torch.Generator().manual_seed(5), linear))
+        step = Step(0, torch.Generator().manual_seed(5), lambda: nullcontext(linear))
+        loss, sums = method(linear, images, labels, chosen, step)
         noise = torch.randn((8 * copies, 1, 1, 1), generator=torch.Generator().manual_seed(5))
         logits = linear(images.repeat_interleave(copies, 0) + 0.5 * noise).double().numpy()
         expected = smoothed_cross_entropy(logits, labels.repeat_interleave(copies).numpy(), smoothing)
@@ -283,7 +285,8 @@ def test_the_attack_of_smoothadv_knows_nothing_of_smoothed_labels() -> None:
     for smoothing in (0.0, 0.6):
         options = {"k": 2, "attack_steps": 3, "epsilon": 0.2, "label_smoothing": smoothing}
         chosen = recipe("cifar10", "smoothadv", 0.5).with_options(**options)
-        _, sums = smoothadv(linear, images, labels, chosen, Step(20, torch.Generator().manual_seed(5), linear))
+        step = Step(20, torch.Generator().manual_seed(5), lambda: nullcontext(linear))
+        _, sums = smoothadv(linear, images, labels, chosen, step)
         norms.append(sums["attack_norm"].item())
     assert norms[0] == norms[1] > 0
 

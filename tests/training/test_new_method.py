@@ -71,7 +71,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("added")
 def test_a_new_method_is_one_file_and_one_line(mnist: Path, train: Train, tmp_path: Path) -> None:
     told = CliRunner().invoke(main, ["train", "--help"]).output
-    assert "[gaussian|macer|smoothadv|agreement]" in told
+    assert "[gaussian|consistency|macer|smoothadv|agreement]" in told
     assert "agreement: weight of the agreement of the copies" in " ".join(told.split())
     how = ("--dataset", "mnist", "--method", "agreement", "--pull", 0.5, "--data-dir", mnist, "--out", tmp_path / "out")
     result = train(*how)

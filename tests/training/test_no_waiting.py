@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_waiting_is_noticed(read: Callable[[Tensor], Any]) -> None:
 def test_no_method_waits_for_the_device(method: str, options: dict[str, Any]) -> None:
     model, chosen = lenet(), RECIPES[method].with_options(**options)
     images, labels = digits(model)
-    step = Step(0, torch.Generator().manual_seed(1), model)
+    step = Step(0, torch.Generator().manual_seed(1), lambda: nullcontext(model))
     with _NoReading(), _NoSynchronising():
         loss, sums = METHODS[method].loss(model, images, labels, chosen, step)
         loss.backward()  # type: ignore[no-untyped-call]

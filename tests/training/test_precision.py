@@ -20,6 +20,7 @@ from macer_serve.training.precision import Precision
 
 Train = Callable[..., Result]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+COMPILED_ON_GPU = {"device": "cuda", "bf16": False, "compiled": True, "gpu": "a GPU's name"}
 QUICK = ("--dataset", "mnist", "--method", "gaussian", "--epochs", 1, "--batch", 16)
 
 
@@ -121,11 +122,17 @@ def test_the_threads_are_those_it_was_chosen_with() -> None:
     [
         (Precision(CPU, "fp32", False, 3), {"device": "cpu", "bf16": False, "compiled": False, "threads": 3}),
         (Precision(CPU, "bf16", True, 3), {"device": "cpu", "bf16": True, "compiled": True, "threads": 3}),
-        (Precision(GPU, "tf32", True, 3), {"device": "cuda", "bf16": False, "tf32": True, "compiled": True}),
-        (Precision(GPU, "fp32", True, 3), {"device": "cuda", "bf16": False, "compiled": True}),
+        (
+            Precision(GPU, "tf32", True, 3),
+            COMPILED_ON_GPU | {"tf32": True},
+        ),
+        (Precision(GPU, "fp32", True, 3), COMPILED_ON_GPU),
     ],
 )
-def test_the_record_says_all_that_changes_bits(chosen: Precision, record: dict[str, Any]) -> None:
+def test_the_record_says_all_that_changes_bits(
+    monkeypatch: pytest.MonkeyPatch, chosen: Precision, record: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU's name")
     assert chosen.to_json() == record
 
 

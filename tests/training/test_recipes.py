@@ -15,6 +15,7 @@ from macer_serve.cli.exit_codes import exit_code
 from macer_serve.cli.train import command as train_command
 from macer_serve.errors import ParameterError
 from macer_serve.training.methods import METHODS as TABLE
+from macer_serve.training.methods.consistency import ConsistencyRecipe
 from macer_serve.training.methods.macer import MacerRecipe
 from macer_serve.training.methods.smoothadv import SmoothAdvRecipe
 from macer_serve.training.recipe import SHARED, Recipe
@@ -136,7 +137,7 @@ def test_constants_outside_their_range_are_refused(options: dict[str, Any], mess
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(ParameterError, match=r"unknown method 'smoothmix'; choose one of: gaussian, macer"):
+    with pytest.raises(ParameterError, match=r"unknown method 'smoothmix'; choose one of: gaussian, consistency, "):
         recipe("cifar10", "smoothmix", 0.25)
 
 
@@ -167,7 +168,7 @@ def test_published_constants_of_smoothadv(dataset: str, sigma: float) -> None:
     assert (r.attack, r.ramp, r.momentum, r.weight_decay) == ("pgd", 10, 0.9, 1e-4)
 
 
-@pytest.mark.parametrize("method", ["gaussian", "macer", "smoothadv"])
+@pytest.mark.parametrize("method", ["gaussian", "consistency", "macer", "smoothadv"])
 @pytest.mark.parametrize("sigma", [0.25, 0.5, 1.0])
 def test_whose_constants_they_are_is_said(method: str, sigma: float) -> None:
     """A recipe of this project's own is never called an author's."""
@@ -181,6 +182,33 @@ def test_whose_constants_they_are_is_said(method: str, sigma: float) -> None:
     assert ("lam is ours" in source("imagenet", "macer", sigma, "published")) == (sigma != 0.25)
 
 
+# (lam, eta, lr, milestones, epochs); Jeong & Shin 2020, the names of their public logs, and their code.
+CONSISTENCY = {
+    ("cifar10", 0.25): (20, 0.5, 0.1, (50, 100), 150),
+    ("cifar10", 0.5): (10, 0.5, 0.1, (50, 100), 150),
+    ("cifar10", 1.0): (10, 0.5, 0.1, (50, 100), 150),
+    ("mnist", 0.25): (10, 0.5, 0.01, (30, 60), 90),
+    ("mnist", 0.5): (5, 0.5, 0.01, (30, 60), 90),
+    ("mnist", 1.0): (5, 0.5, 0.01, (30, 60), 90),
+    ("imagenet", 0.5): (5, 0.5, 0.1, (30, 60), 90),
+    ("imagenet", 1.0): (5, 0.1, 0.1, (30, 60), 90),
+}
+
+
+@pytest.mark.parametrize(("dataset", "sigma"), CONSISTENCY)
+def test_published_constants_of_consistency(dataset: str, sigma: float) -> None:
+    r = recipe(dataset, "consistency", sigma)
+    assert (r.lam, r.eta, r.lr, r.milestones, r.epochs) == CONSISTENCY[dataset, sigma]
+    assert (r.k, r.batch, r.momentum, r.weight_decay, r.nesterov) == (2, 256, 0.9, 1e-4, False)
+    assert recipe("cifar10", "consistency", 0.12).lam == 20, "the nearest"
+
+
+@pytest.mark.parametrize("option", [{"k": 1}, {"lam": -1.0}, {"eta": math.nan}, {"eta": -0.5}])
+def test_a_consistency_outside_its_range_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match="recipe: "):
+        recipe("cifar10", "consistency", 0.25).with_options(**option)
+
+
 def test_a_shorter_run_ramps_sooner() -> None:
     assert recipe("cifar10", "smoothadv", 0.25).with_options(epochs=30).ramp == 2
 
@@ -192,7 +220,7 @@ def test_an_attack_outside_its_range_is_refused(option: dict[str, Any]) -> None:
 
 
 DATASETS = ("cifar10", "svhn", "mnist", "imagenet", "folder")
-METHODS = ("gaussian", "macer", "smoothadv")
+METHODS = ("gaussian", "consistency", "macer", "smoothadv")
 SIGMAS = (0.25, 0.5, 1.0)
 
 
@@ -220,7 +248,7 @@ def test_the_short_recipe_is_the_published_one_of_150_epochs(
     assert (r.momentum, r.nesterov, r.schedule, r.ema, r.label_smoothing, r.k_deferred) == (0.9, False, "step", 0, 0, 0)
 
 
-@pytest.mark.parametrize("method", ["gaussian", "smoothadv"])
+@pytest.mark.parametrize("method", ["gaussian", "consistency", "smoothadv"])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_methods_of_150_epochs_have_no_shorter_recipe(method: str, sigma: float) -> None:
     assert recipe("cifar10", method, sigma, "short") == recipe("cifar10", method, sigma)
@@ -247,7 +275,7 @@ def test_the_fast_recipe_exists_for_everything_and_takes_no_more_passes(
     else:
         assert fast.schedule == "one-cycle"
         assert 0.9 < fast.ema < 1
-    for name in ("lam", "gamma", "beta"):
+    for name in ("lam", "gamma", "beta", "eta"):
         assert getattr(fast, name, None) == getattr(published, name, None), "the loss is the same"
     assert passes(fast) <= passes(published)
     if method == "macer":
@@ -259,7 +287,9 @@ def passes(r: Recipe) -> int:
     """Noisy copies an image in a whole run, with the attack's."""
     if isinstance(r, MacerRecipe):
         return sum(r.copies(epoch) for epoch in range(r.epochs))
-    return r.epochs * (r.k * (1 + r.attack_steps) if isinstance(r, SmoothAdvRecipe) else 1)
+    if isinstance(r, SmoothAdvRecipe):
+        return r.epochs * r.k * (1 + r.attack_steps)
+    return r.epochs * (r.k if isinstance(r, ConsistencyRecipe) else 1)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -287,6 +317,7 @@ OPTIONS: dict[str, Any] = {
     "lam": 0.5,
     "gamma": 1.0,
     "beta": 2.0,
+    "eta": 0.25,
     "defer": 1,
     "k_deferred": 3,
     "attack": "ddn",
@@ -345,7 +376,7 @@ def test_averages_and_smoothing_outside_their_range_are_refused(option: dict[str
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["gaussian", "smoothadv"])
+@pytest.mark.parametrize("method", ["gaussian", "consistency", "smoothadv"])
 def test_only_macer_defers(method: str) -> None:
     with pytest.raises(ParameterError, match=f"method {method} has no k_deferred"):
         recipe("cifar10", method, 0.5, "fast").with_options(k_deferred=1)

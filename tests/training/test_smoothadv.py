@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -203,7 +204,8 @@ def test_the_method_attacks_the_frozen_network_under_the_updates_own_noise(epoch
     chosen = recipe("cifar10", "smoothadv", 0.5).with_options(k=3, attack_steps=4, epsilon=0.4, ramp=4)
     model, images, _, _ = case(dtype=torch.float32)
     labels = torch.arange(len(images)) % 5
-    loss, sums = smoothadv(model, images, labels, chosen, Step(epoch, torch.Generator().manual_seed(5), model))
+    generator = torch.Generator().manual_seed(5)
+    loss, sums = smoothadv(model, images, labels, chosen, Step(epoch, generator, lambda: nullcontext(model)))
     noise = 0.5 * torch.randn((len(images), 3, *SHAPE), generator=torch.Generator().manual_seed(5))
     attacked = pgd(smoothed(model, labels, noise), images, epsilon=0.4 * share, steps=4, generator=DRAWS)
     logits = model((attacked[:, None] + noise).flatten(0, 1)).double().detach().numpy()
@@ -216,13 +218,15 @@ def test_the_method_attacks_the_frozen_network_under_the_updates_own_noise(epoch
 def test_the_frozen_network_is_in_evaluation_mode_and_gathers_no_gradients() -> None:
     model = Network().train()
     statistics = model.layers[2].running_mean.clone()
-    frozen = Net(model, Precision(torch.device("cpu"), "fp32", False, 1), Group()).frozen
     x = torch.rand(4, *SHAPE, requires_grad=True)
-    torch.autograd.grad(frozen(x).sum(), x)
+    with Net(model, Precision(torch.device("cpu"), "fp32", False, 1), Group()).frozen() as frozen:
+        torch.autograd.grad(frozen(x).sum(), x)
+        logits = frozen(x.detach())
+        assert not model.training
     assert torch.equal(model.layers[2].running_mean, statistics), "training mode would have moved them"
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert torch.equal(frozen(x.detach()), model.eval()(x.detach()))
+    assert torch.equal(logits, model.eval()(x.detach()))
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -149,7 +150,7 @@ def loss_of(
         return of(x.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
 
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    step = Step(0, noise, lambda x: logits(frozen, x))
+    step = Step(0, noise, lambda: nullcontext(lambda x: logits(frozen, x)))
     return METHODS[chosen.method].loss(lambda x: logits(model, x), images, labels, chosen, step)
 
 
@@ -324,6 +325,32 @@ def test_a_run_stopped_twice_ends_at_the_weights_of_an_undisturbed_one(
     assert [line["epoch"] for line in log_of(out)] == [0, 1]
     losses = [[line["loss"] for line in log_of(folder)] for folder in (out, workers.out)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12), "an interrupted epoch counts every image once"
+
+
+def workers_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Ray Train's workers that this run started."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in below if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def test_a_killed_worker_costs_nothing_that_was_saved(
+    workers: Workers, long_mnist: Path, start: Start, tmp_path: Path
+) -> None:
+    """kill -9 within the second epoch: the run ends at the weights of an undisturbed one, each epoch logged once."""
+    out = tmp_path / "out"
+    process = begin(start, long_mnist, out)
+    wait_for_state(process, out, after="state-00000001-00000000.pt")
+    logged = log_of(out)[:1]
+    both = workers_below(process)
+    assert len(both) == 2
+    both[1].kill()
+    killed = finished(process, out)
+    assert killed.code == 0, killed.output
+    assert "all continue from the last saved state" in killed.output
+    assert [line["epoch"] for line in log_of(out)] == [0, 1]
+    assert log_of(out)[:1] == logged, "what was saved was not done again"
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (out, workers.out)]
+    assert weights[0] == weights[1]
 
 
 def test_one_worker_does_not_continue_a_run_of_two(

@@ -38,7 +38,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 # Where a changed field is found out, if not under its own name.
 NAMED = {"n": "votes"}
 # A request may choose these, and another choice may prove the same by the same votes: the signature must tell.
-SILENT = {("plan", name) for name in ("radius", "tolerance")} | {("model", "name")}
+SILENT = {("plan", name) for name in ("radius", "tolerance", "coarse")} | {("model", "name")}
 # Another policy changes its digest.
 POLICY = {("plan", name) for name in ("n", "beta")}
 

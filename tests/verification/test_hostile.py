@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
+from brightness import config, image
 from checking import Made, at, changed, check
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from macer_serve.errors import ParameterError
-from macer_serve.verification import read_document
+from macer_serve.smoothed import SmoothedClassifier
+from macer_serve.smoothing.plan import Plan
+from macer_serve.smoothing.votes import Draw
+from macer_serve.verification import Verdict, read_document, verify
 from macer_serve.verification.engines import options_like, refused_batch
 from macer_serve.voters import VoterOptions
 
@@ -110,3 +115,18 @@ def test_a_record_does_not_choose_the_auditors_memory(engine: str, pixels: int, 
         assert words is not None
         assert words.endswith(f"is refused: at most {most} copies of this size are run at once here")
         assert opened is None
+
+
+def test_millions_of_votes_are_not_counted_for_whoever_asks(g: SmoothedClassifier) -> None:
+    """Anybody can write an unsigned record, and the auditor's machine would be busy for as long as they like."""
+    model_input, plan = g.model_input(image(220)), Plan(n0=50, n=2_000_000)
+    run = g.certification(model_input, plan)
+    while not run.done:
+        draw = run.wants()
+        assert isinstance(draw, Draw)
+        run.add(draw, np.array([0, 0, len(draw)]))
+    record = g.certificate(model_input, run, g.seed_proof(model_input, plan), "torch-cpu-fp32-b256:0123456789abcdef")
+    document = read_document(json.dumps(record.to_json()).encode())
+    report = verify(document, image(220), config(), voter=lambda kind: pytest.fail("a voter was opened"))
+    assert report.verdict is Verdict.NOT_AUTHENTICATED
+    assert any("2,000,050 votes are recorded" in f.words for f in report.findings)

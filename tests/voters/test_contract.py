@@ -211,7 +211,7 @@ def small_networks(draw: st.DrawFn) -> nn.Module:
     return nn.Sequential(*layers).eval()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(module=small_networks(), engine=st.sampled_from(["torch", "onnx", "openvino"]))
 def test_votes_of_random_small_networks(module: nn.Module, engine: str) -> None:
     """All but ties in the last bit: a copy whose two highest logits differ by less than 1e-5 may count for either."""

@@ -40,6 +40,7 @@ HEX = st.text("0123456789abcdef", min_size=16, max_size=16)
     fingerprint=HEX,
     compiled=st.booleans(),
     build=st.none() | HEX,
+    noise=st.none() | st.just("triton"),
 )
 def test_a_name_is_read_back_as_it_was_printed(**parts: Any) -> None:
     name = EngineName(**parts)
@@ -242,6 +243,7 @@ class NumpyEngine:
     compiled: bool = False
     build: str | None = None
     tolerance: float = 1e-5
+    source: None = None
 
     def start_thread(self) -> None:
         pass

@@ -6,10 +6,11 @@ Files of methods import torch within functions: the command lists their constant
 from __future__ import annotations
 
 from macer_serve.training.method import Method
-from macer_serve.training.methods import gaussian, macer, smoothadv
+from macer_serve.training.methods import consistency, gaussian, macer, smoothadv
 
 METHODS: dict[str, Method] = {
     "gaussian": gaussian.METHOD,
+    "consistency": consistency.METHOD,
     "macer": macer.METHOD,
     "smoothadv": smoothadv.METHOD,
 }

@@ -153,13 +153,14 @@ def smoothadv(
     noise = recipe.sigma * torch.randn(
         (batch, copies, *images.shape[1:]), generator=step.generator, device=images.device
     )
-    attacked = ATTACKS[recipe.attack](
-        lambda x: smoothed_loss(step.frozen, x, labels, noise),
-        images,
-        epsilon=recipe.epsilon * min(1.0, (step.epoch + 1) / max(1, recipe.ramp)),
-        steps=recipe.attack_steps,
-        generator=step.generator,
-    )
+    with step.frozen() as frozen:
+        attacked = ATTACKS[recipe.attack](
+            lambda x: smoothed_loss(frozen, x, labels, noise),
+            images,
+            epsilon=recipe.epsilon * min(1.0, (step.epoch + 1) / max(1, recipe.ramp)),
+            steps=recipe.attack_steps,
+            generator=step.generator,
+        )
     logits = model((attacked.detach()[:, None] + noise).flatten(0, 1)).float()
     repeated = labels.repeat_interleave(copies)
     loss = F.cross_entropy(logits, repeated, label_smoothing=recipe.label_smoothing)

@@ -13,8 +13,10 @@ from pathlib import Path
 from macer_serve.errors import LogError
 from macer_serve.evaluation.logs.rows import (
     COHEN_COLUMNS,
+    EARLIER_COLUMNS,
     OUR_COLUMNS,
     PREDICT_COLUMNS,
+    UNDECODABLE,
     Columns,
     Row,
     is_half_line,
@@ -56,7 +58,7 @@ def read_log(path: str | Path) -> Log:
     except (OSError, EOFError, zlib.error) as error:
         raise LogError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     log, columns = parse(data, str(path))
-    if columns != OUR_COLUMNS or log.settings:
+    if columns[: len(EARLIER_COLUMNS)] != EARLIER_COLUMNS or log.settings:
         return log
     path = Path(path)
     settings = read_settings(path)
@@ -79,7 +81,7 @@ def parse(data: bytes, name: str) -> tuple[Log, Columns]:
         cells = line.split("\t")
         try:
             # One of our own lines that was cut short could be read as another number: top 12 as 1.
-            row = None if index == complete and columns == OUR_COLUMNS else row_of(columns, cells)
+            row = None if index == complete and columns in (EARLIER_COLUMNS, OUR_COLUMNS) else row_of(columns, cells)
         except ValueError as error:
             if index < complete or not is_half_line(columns, cells):
                 raise LogError(f"{name}, line {index + 1}: {error}") from error
@@ -92,6 +94,8 @@ def parse(data: bytes, name: str) -> tuple[Log, Columns]:
         rows[row.idx] = row
         if row.radius > 0.0:
             decimals.append(-int(Decimal(cells[columns.index("radius")]).as_tuple().exponent))
+    if undecodable := sum(row.input_digest == UNDECODABLE for row in rows.values()):
+        notes.append(f"{name}: images that could not be decoded count as abstentions: {undecodable:,}")
     log = Log(tuple(rows.values()), settings, name, min(decimals, default=None), "radius" in columns, tuple(notes))
     return log, columns
 

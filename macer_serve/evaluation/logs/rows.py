@@ -16,8 +16,10 @@ Columns = tuple[str, ...]
 
 COHEN_COLUMNS: Columns = ("idx", "label", "predict", "radius", "correct", "time")
 PREDICT_COLUMNS: Columns = ("idx", "label", "predict", "correct", "time")
-OUR_COLUMNS: Columns = (*COHEN_COLUMNS, "p_lower", "n", "count_a", "top")
+EARLIER_COLUMNS: Columns = (*COHEN_COLUMNS, "p_lower", "n", "count_a", "top")  # of logs without input digests
+OUR_COLUMNS: Columns = (*EARLIER_COLUMNS, "input_digest", "level", "group", "group_radius", "group_correct")
 ABSTAINED = -1
+UNDECODABLE = "undecodable"  # in place of a digest: the decoder refuses the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,9 @@ class Row:
     """The answer for one image. An abstention has `predict` -1 and `radius` 0; `radius` is rounded down.
 
     `top` is the selected class and `count_a` its share of the `n` estimation votes. `p_lower` is the lower bound of its
-    probability. Logs from elsewhere lack these. Logs of PREDICT have no radius; it is 0 here. Raises `ParameterError`
-    for values that contradict each other.
+    probability. `input_digest` is that of the model input, or `UNDECODABLE`. Logs from elsewhere lack these. Logs of
+    PREDICT have no radius; it is 0 here. A coarse answer is an abstention with a `level`, the name of a certified
+    `group`, its radius, and whether it holds the label. Raises `ParameterError` for values that contradict each other.
     """
 
     idx: int
@@ -39,6 +42,11 @@ class Row:
     n: int | None = None
     count_a: int | None = None
     top: int | None = None
+    input_digest: str | None = None
+    level: int | None = None
+    group: str | None = None
+    group_radius: float | None = None
+    group_correct: bool | None = None
 
     def __post_init__(self) -> None:
         least = min(self.idx, self.label, self.predict + 1, self.n or 0, self.count_a or 0, self.top or 0)
@@ -51,6 +59,12 @@ class Row:
             (self.p_lower is None or 0.0 <= self.p_lower <= 1.0, "p_lower must lie in [0, 1]"),
             (None in (self.n, self.count_a) or (self.count_a or 0) <= (self.n or 0), "count_a must be at most n"),
             (self.top is None or self.predict in (ABSTAINED, self.top), "predict must be -1 or top"),
+            (self.input_digest != UNDECODABLE or self.predict == ABSTAINED, "an undecodable image is an abstention"),
+            (self.group is None or self.predict == ABSTAINED, "a coarse answer is an abstention (predict -1)"),
+            (
+                (self.group is None) == (self.group_radius is None) == (self.group_correct is None),
+                "group, group_radius and group_correct belong together",
+            ),
         )
         for holds, rule in rules:
             if not holds:
@@ -117,6 +131,9 @@ _FLAG: _Kind = re.compile("[01]"), "1".__eq__, "0 or 1"
 _DURATION: _Kind = re.compile(f"{_TIME.pattern}|{_DIGITS}"), _seconds, "[D days, ]H:MM:SS[.ffffff] or seconds"
 _KINDS = dict.fromkeys(("idx", "label", "predict", "n", "count_a", "top"), _INTEGER)
 _KINDS |= {"radius": _NUMBER, "correct": _FLAG, "time": _DURATION, "p_lower": _NUMBER}
+_KINDS["input_digest"] = re.compile(f"sha256:[0-9a-f]{{64}}|{UNDECODABLE}"), str, f"a digest or {UNDECODABLE!r}"
+_KINDS |= {"level": _INTEGER, "group_radius": _NUMBER, "group_correct": _FLAG}
+_KINDS["group"] = re.compile(r"[^\t\n]+"), str, "a name"
 
 
 def line_of(row: Row) -> str:
@@ -126,5 +143,9 @@ def line_of(row: Row) -> str:
         raise ParameterError(f"a radius must be rounded down to 6 decimals before it is logged, not {row.radius!r}")
     p_lower = "" if row.p_lower is None else f"{Decimal(abs(row.p_lower)).quantize(Decimal('1e-9'), ROUND_FLOOR):f}"
     cohen = (row.idx, row.label, row.predict, radius, int(row.correct), timedelta(seconds=row.seconds))
-    counts = ("" if count is None else count for count in (row.n, row.count_a, row.top))
-    return "\t".join(map(str, (*cohen, p_lower, *counts))) + "\n"
+    group_radius = None if row.group_radius is None else format(abs(row.group_radius), ".6f")
+    if group_radius is not None and float(group_radius) != row.group_radius:
+        raise ParameterError(f"a radius must be rounded down to 6 decimals, not {row.group_radius!r}")
+    group_correct = None if row.group_correct is None else int(row.group_correct)
+    ours = (row.n, row.count_a, row.top, row.input_digest, row.level, row.group, group_radius, group_correct)
+    return "\t".join(map(str, (*cohen, p_lower, *("" if value is None else value for value in ours)))) + "\n"

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from macer_serve.errors import LogError, OutputError
 from macer_serve.evaluation.logs.reading import GZIP_MAGIC, parse
-from macer_serve.evaluation.logs.rows import OUR_COLUMNS, Row, line_of
+from macer_serve.evaluation.logs.rows import EARLIER_COLUMNS, OUR_COLUMNS, Row, line_of
 from macer_serve.evaluation.logs.settings import Settings, check_settings, read_settings, settings_path, write_settings
 from macer_serve.locks import locked
 
@@ -93,10 +93,10 @@ def _rows_to_continue(data: bytes, path: Path, settings: Settings) -> tuple[Row,
     if data.startswith(GZIP_MAGIC):
         raise LogError(f"{path} is compressed; decompress it to continue it, or {_ELSE}")
     log, columns = parse(data, str(path))
-    if columns != OUR_COLUMNS:
+    if log.settings or columns == EARLIER_COLUMNS:
+        raise LogError(f"{path} was written by an earlier version; {_ELSE}")
+    if columns != OUR_COLUMNS or not data.startswith(_HEAD):
         raise LogError(f"{path} has other columns than {' '.join(OUR_COLUMNS)}; {_ELSE}")
-    if log.settings or not data.startswith(_HEAD):
-        raise LogError(f"{path} was written by an earlier version, its settings in its first lines; {_ELSE}")
     before = read_settings(path)
     if before is None:
         raise LogError(f"{settings_path(path)}, which holds the settings of {path}, is missing; {_ELSE}")

@@ -71,9 +71,12 @@ class Bound(ABC):
     def attainable(self, budget: Budget, votes: Votes, top: int, *, sigma: float, limit: int) -> float:
         """Returns the radius that `limit` votes would prove if p_A were as large as the votes allow."""
 
-    def shortfall(self, p_upper: float) -> str:
-        """Returns the words that follow "is certain to hold only so much of the noise" in an abstention."""
-        return f", while another class may hold {math.ceil(1000 * p_upper) / 10:.1f} %"
+    def shortfall(self, p_upper: float, what: str = "class") -> str:
+        """Returns the words that follow "is certain to hold only so much of the noise" in an abstention.
+
+        `what` was to be certified: a class or a group.
+        """
+        return f", while another {what} may hold {math.ceil(1000 * p_upper) / 10:.1f} %"
 
     def may_exceed(self, budget: Budget, votes: Votes, top: int, radius: float, *, sigma: float, tau: float) -> bool:
         """Returns False only if `prove` would certify no more than `radius`. Bounds with a cheaper test override it."""

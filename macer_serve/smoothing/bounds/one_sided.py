@@ -47,7 +47,7 @@ class OneSided(Bound):
         against = mixture.log_evidence(*mixture.mirrored(*levels_of(votes, top, up=False)), -log_odds, budget.n)
         return against >= mixture.threshold(FUTILITY)
 
-    def shortfall(self, p_upper: float) -> str:
+    def shortfall(self, p_upper: float, what: str = "class") -> str:
         return ", and a certificate needs more than 50 %"
 
 

@@ -1,16 +1,11 @@
-"""Many workers train what one trains, and the loss of one costs what was not saved."""
+"""The shares of a batch are the batch, and there are no more workers than cores."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -48,37 +43,6 @@ def test_shares_of_a_batch_are_the_batch(tree: Path, mnist: Path) -> None:
                 assert torch.equal(labels[1::2], second[1])
             else:
                 assert (second[2], len(second[1])) == (0.0, 1)
-
-
-def workers_below(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Ray Train's workers that this run started."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in below if "RayTrainWorker" in " ".join(child.cmdline())]
-
-
-def test_a_killed_worker_costs_nothing_that_was_saved(long_mnist: Path, start: Start, tmp_path: Path) -> None:
-    """kill -9 within the third epoch: the run ends at the weights of an undisturbed one, each epoch logged once."""
-    options = (*QUICK, "--data-dir", long_mnist, "--epochs", 4, "--workers", 2, "--threads", 1, "--no-tensorboard")
-    undisturbed = start(*options, "--out", tmp_path / "undisturbed")
-    output, _ = undisturbed.communicate(timeout=400)
-    assert undisturbed.returncode == 0, output
-
-    run = start(*options, "--save-every", 5, "--out", tmp_path / "killed")
-    folder = tmp_path / "killed.run"
-    while not [path for path in folder.glob("state-*.pt") if path.name > "state-00000002-00000000.pt"]:
-        assert run.poll() is None, run.communicate()[0]
-        time.sleep(0.01)
-    logged = (folder / "log.jsonl").read_text().splitlines()[:2]
-    workers = workers_below(run)
-    assert len(workers) == 2
-    os.kill(workers[1].pid, signal.SIGKILL)
-    output, _ = run.communicate(timeout=400)
-    assert run.returncode == 0, output
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3]
-    assert lines[:2] == logged, "what was saved was not done again"
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("undisturbed", "killed")]
-    assert weights[0] == weights[1]
 
 
 def test_more_workers_than_cores_are_refused_at_once(long_mnist: Path, start: Start, tmp_path: Path) -> None:

@@ -1,26 +1,23 @@
-"""Tables of certification logs: ACR, certified accuracy, abstentions, time.
+"""Figures of certification logs: ACR, certified accuracy, abstentions, time.
 
 A wrong or abstained image counts as radius 0 in the ACR and is not certified at any radius. Certified accuracy at r is
 the share of images that are correct with a radius of at least r. At r = 0 it is the share of images that are correct
 and not abstained, as in published tables. Published logs print radii with three significant digits, rounded to nearest,
-so that figures computed from these logs can exceed what was certified. The table says so. Logs of PREDICT have no
-radii, and so no figure but the accuracy at r = 0.
+so that figures computed from these logs can exceed what was certified. `Summary.rounded_radii` says so. Logs of PREDICT
+have no radii, and so no figure but the accuracy at r = 0.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
 from macer_serve.errors import ParameterError
 from macer_serve.evaluation.logs import ABSTAINED, Log, Settings
-from macer_serve.evaluation.text_tables import text_table
 
 GRID_STEP = 0.25
 GRID_LEAST, GRID_MOST = 0.75, 2.0
@@ -45,6 +42,9 @@ class Summary:
     `acr` is None for a log without radii, and `certified` then holds the accuracy at 0 only. `acr_error` is the
     standard error of the ACR, None for a single image. `votes_mean` is the mean number of estimation votes per image,
     None if the log does not say. `rounded_radii` says whether radii were printed with fewer than 6 decimals.
+
+    Coarse answers count as `abstained`; `coarse` is their share. `coarse_certified` are the shares of images whose
+    class or group is right with such a radius, empty if there are no coarse answers.
     """
 
     name: str
@@ -59,6 +59,8 @@ class Summary:
     votes_mean: float | None
     rounded_radii: bool
     settings: Settings
+    coarse: float = 0.0
+    coarse_certified: tuple[CertifiedAccuracy, ...] = ()
 
     def at(self, radius: float) -> CertifiedAccuracy | None:
         """Returns the certified accuracy at a radius, or None if the log does not tell."""
@@ -107,6 +109,18 @@ def summary(log: Log, radii: Sequence[float] | None = None) -> Summary:
         count = int((reached >= radius).sum())
         low, high = proportion_confint(count, images, alpha=0.05, method="beta")
         certified.append(CertifiedAccuracy(radius, count, count / images, float(low), float(high)))
+    either = np.array(
+        [
+            r if row.group is None else row.group_radius if row.group_correct else -math.inf
+            for r, row in zip(reached.tolist(), log.rows, strict=True)
+        ],
+        dtype=float,
+    )
+    coarse_certified = []
+    for radius in radii if any(row.group is not None for row in log.rows) else ():
+        count = int((either >= radius).sum())
+        low, high = proportion_confint(count, images, alpha=0.05, method="beta")
+        coarse_certified.append(CertifiedAccuracy(radius, count, count / images, float(low), float(high)))
     several = log.has_radii and images > 1
     return Summary(
         name=log.name,
@@ -121,6 +135,8 @@ def summary(log: Log, radii: Sequence[float] | None = None) -> Summary:
         votes_mean=_mean_votes(log),
         rounded_radii=log.radius_decimals is not None and log.radius_decimals < OUR_RADIUS_DECIMALS,
         settings=dict(log.settings),
+        coarse=sum(row.group is not None for row in log.rows) / images,
+        coarse_certified=tuple(coarse_certified),
     )
 
 
@@ -147,78 +163,3 @@ def describe_images(indices: Sequence[int]) -> str:
 def _ordinal(number: int) -> str:
     endings = {1: "st", 2: "nd", 3: "rd"}
     return f"{number}{'th' if number % 100 in (11, 12, 13) else endings.get(number % 10, 'th')}"
-
-
-def as_json(summaries: Sequence[Summary]) -> str:
-    """Returns a JSON array with one object per summary, its fields named as in `Summary`."""
-    return json.dumps([asdict(one) for one in summaries], indent=2, allow_nan=False)
-
-
-def as_table(summaries: Sequence[Summary]) -> str:
-    """Returns a text table, one line per summary, with notes below.
-
-    Raises `ParameterError` unless all summaries with radii are at the same radii.
-    """
-    if not summaries:
-        return ""
-    grids = {tuple(at.radius for at in one.certified) for one in summaries if one.acr is not None}
-    if len(grids) > 1:
-        raise ParameterError("one table needs summaries at the same radii")
-    radii = grids.pop() if grids else (0.0,)
-    votes = ["abstained", "votes", "s/image", "median"]
-    rows = [["log", "image set", "images", "ACR", *(f"r={r:g}" for r in radii), "+/-", *votes]]
-    for name, one in zip(_short_names(summaries), summaries, strict=True):
-        rows.append(
-            [
-                name + " *" * one.rounded_radii,
-                one.image_set,
-                str(one.images),
-                _acr(one),
-                *_accuracies([one.at(radius) for radius in radii]),
-                f"{100 * one.abstained:.1f}",
-                _NOT_KNOWN if one.votes_mean is None else f"{one.votes_mean:.0f}",
-                _seconds(one.seconds_mean),
-                _seconds(one.seconds_median),
-            ]
-        )
-    notes = list(_NOTES)
-    if any(one.acr is None for one in summaries):
-        notes.append(f"{_NOT_KNOWN}: the log does not say. A log of predictions (PREDICT) has no radii.")
-    if any(one.rounded_radii for one in summaries):
-        notes.append(
-            "* Radii with fewer than 6 decimals, most likely rounded to nearest: some exceed what was certified."
-        )
-    return "\n".join([text_table(rows, left=(0, 1)), "", *notes])
-
-
-_NOT_KNOWN = "-"
-_NOTES = (
-    "ACR: average certified radius +/- its standard error. A wrong or abstained image counts as radius 0.",
-    "r=R: certified accuracy, % of the images that are correct with a radius of at least R (r=0: and not abstained).",
-    "+/-: percentage points, the farthest that an exact 95 % interval of these figures reaches from its figure.",
-    "votes: mean number of estimation votes per image. s/image, median: mean and median of the seconds per image.",
-)
-
-
-def _acr(one: Summary) -> str:
-    if one.acr is None:
-        return _NOT_KNOWN
-    return f"{one.acr:.4f}" + ("" if one.acr_error is None else f" +/- {one.acr_error:.4f}")
-
-
-def _accuracies(certified: Sequence[CertifiedAccuracy | None]) -> list[str]:
-    """Returns the percentages, and last the widest distance to an end of their intervals."""
-    widest = max((max(at.accuracy - at.low, at.high - at.accuracy) for at in certified if at), default=None)
-    figures = [*(None if at is None else at.accuracy for at in certified), widest]
-    return [_NOT_KNOWN if figure is None else f"{100 * figure:.1f}" for figure in figures]
-
-
-def _short_names(summaries: Sequence[Summary]) -> list[str]:
-    """Returns the names of the files without their folders, if these names are different."""
-    names = [one.name for one in summaries]
-    short = [Path(name).name for name in names]
-    return short if len(set(short)) == len(set(names)) else names
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:#.3g}".rstrip(".") if seconds < 999.5 else f"{seconds:.0f}"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from macer_serve.checkpoint import CheckpointConfig, load_config, resolve
-from macer_serve.errors import LogError, ParameterError
+from macer_serve.errors import ParameterError
 from macer_serve.evaluation.logs import Log
-from macer_serve.evaluation.report import describe_images, summary
-from macer_serve.evaluation.text_tables import text_table
+from macer_serve.evaluation.reports.table import Table
+from macer_serve.evaluation.summaries import describe_images, summary
+from macer_serve.evaluation.training_logs import read_training_log
 
-METHOD_NAMES = {"gaussian": "Gaussian (Cohen)", "smoothadv": "SmoothAdv (Salman)", "macer": "MACER"}
+METHOD_NAMES = {
+    "gaussian": "Gaussian (Cohen)",
+    "consistency": "Consistency (Jeong & Shin)",
+    "smoothadv": "SmoothAdv (Salman)",
+    "macer": "MACER",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +61,8 @@ def cost(checkpoint: str | Path, training_log: Path | None, logs: Sequence[Log])
     missing or damaged.
     """
     config = load_config(checkpoint)
-    folder = resolve(checkpoint)
-    path = training_log or folder.with_name(folder.name + ".run") / "log.jsonl"
-    seconds = _seconds(path)
+    epochs = read_training_log(training_log or resolve(checkpoint)).epochs
+    seconds = [epoch["seconds"] for epoch in epochs]
     mine = [log for log in logs if log.rows and log.has_radii and log.settings.get("checkpoint") == config.digest]
     images = max(mine, key=lambda log: len(log.rows), default=None)
     return Cost(
@@ -71,19 +75,6 @@ def cost(checkpoint: str | Path, training_log: Path | None, logs: Sequence[Log])
         image_set="" if images is None else describe_images([row.idx for row in images.rows]),
         how=_how(config),
     )
-
-
-def _seconds(path: Path) -> list[float]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        seconds = [float(json.loads(line)["seconds"]) for line in lines]
-    except OSError as error:
-        raise LogError(f"{path}: {error.strerror or error}; name the training log") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise LogError(f"{path} is not a training log: {error}") from error
-    if not seconds:
-        raise LogError(f"{path} holds no epoch")
-    return seconds
 
 
 def _how(config: CheckpointConfig) -> str:
@@ -103,14 +94,29 @@ def _how(config: CheckpointConfig) -> str:
     )
 
 
-def as_table(rows: Sequence[Cost]) -> str:
-    """Returns a text table, one line per row, sorted by data set. Raises `ParameterError` if there are no rows."""
+def table(rows: Sequence[Cost]) -> Table:
+    """Returns the table, one line per row, sorted by data set. Raises `ParameterError` if there are no rows."""
     if not rows:
         raise ParameterError("no run to tabulate")
-    cells = [["data", "method", "s/epoch", "epochs", "hours", "ACR", "image set", "how"]]
-    for row in sorted(rows, key=lambda row: row.data):
-        acr = "" if row.acr is None else f"{row.acr:.3f}"
-        numbers = [f"{row.seconds:.1f}", str(row.epochs), f"{row.hours:.2f}", acr]
-        cells.append([row.data, row.method, *numbers, row.image_set, row.how])
-    note = "The published ACR on CIFAR-10 are those of an easy block of images; compare ACR on one image set only."
-    return f"{text_table(cells, left=(0, 1, 6, 7))}\n\n{note}"
+    ordered = sorted(rows, key=lambda row: row.data)
+    return Table(
+        titles=["data", "method", "s/epoch", "epochs", "hours", "ACR", "image set", "how"],
+        rows=[
+            [
+                row.data,
+                row.method,
+                f"{row.seconds:.1f}",
+                str(row.epochs),
+                f"{row.hours:.2f}",
+                "" if row.acr is None else f"{row.acr:.3f}",
+                row.image_set,
+                row.how,
+            ]
+            for row in ordered
+        ],
+        records=[asdict(row) for row in ordered],
+        left=frozenset((0, 1, 6, 7)),
+        notes=[
+            "The published ACR on CIFAR-10 are those of an easy block of images; compare ACR on one image set only."
+        ],
+    )

@@ -1,0 +1,125 @@
+"""What runs in Serve's HTTP proxy against clients that send slowly: it passes their uploads on when they are whole.
+
+An upload that the application refuses costs about five milliseconds of processor time: a request to the application,
+and its answer. A client that connects again after each refusal could thus take much of the server's time by sending a
+few bytes a second. In the proxy, waiting for it costs nearly nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from macer_serve.serving.problems import SlowUploadError, problem
+from macer_serve.serving.upload_limits import STALLED_S, peer_of
+
+SLOW_S = 60.0  # for which a client is known to be slow
+HELD_S = 10.0  # in which an upload of a slow client must have come
+HELD_BYTES = 256 * 2**10  # of it that are enough to pass it on
+HELD = 1_000  # uploads that are held at a time, in all
+HELD_PER_CLIENT = 32
+_CLIENTS = 10_000  # that are remembered
+
+_REFUSAL = problem(
+    408,
+    SlowUploadError.title,
+    f"the upload is too slow: after earlier ones that were, it must come within {HELD_S:g} s",
+    {"connection": "close"},  # who still sends is not listened to
+)
+
+
+class HoldSlowUploads:
+    """Holds the uploads of slow clients back until they are complete; refuses those that are not, in time.
+
+    A client is slow if the application has ended an upload of it as too slow, or if it has left such an upload. Others
+    of its address are served as before if they send what they have at once.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._slow_until: OrderedDict[str, float] = OrderedDict()  # the event loop's time, by client
+        self._held: Counter[str] = Counter()  # uploads, by client
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _has_body(scope):
+            await self._app(scope, receive, send)
+            return
+        peer, upload = peer_of(Request(scope)), _Upload(receive, send)
+        if self._slow_until.get(peer, 0.0) > upload.began and not await self._came(peer, upload):
+            await _REFUSAL(scope, receive, send)  # nobody reads it if the client has left
+            return
+        try:
+            await self._app(scope, upload.receive, upload.send)
+        finally:
+            if upload.was_slow:
+                self._note(peer)
+
+    def _note(self, peer: str) -> None:
+        self._slow_until[peer] = asyncio.get_running_loop().time() + SLOW_S
+        self._slow_until.move_to_end(peer)
+        if len(self._slow_until) > _CLIENTS:
+            self._slow_until.popitem(last=False)
+
+    async def _came(self, peer: str, upload: _Upload) -> bool:
+        """Returns whether the upload came in time, or enough of it. It is not waited for if too many are held."""
+        if self._held[peer] >= HELD_PER_CLIENT or self._held.total() >= HELD:
+            return True  # the application's own limits let it displace a slow one
+        self._held[peer] += 1
+        try:
+            async with asyncio.timeout(HELD_S):
+                return await upload.hold()
+        except TimeoutError:
+            return False
+        finally:
+            self._held[peer] -= 1
+            if not self._held[peer]:
+                del self._held[peer]
+
+
+class _Upload:
+    """The two sides of a request with a body."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._held: bytearray | None = None  # of the body; the application has not got it yet
+        self._complete = False
+        self.began = asyncio.get_running_loop().time()
+        self.was_slow = False
+
+    async def hold(self) -> bool:
+        """Returns whether the body is complete, or enough of it has come; False if its client has left."""
+        self._held = bytearray()
+        while not self._complete and len(self._held) < HELD_BYTES:
+            message = await self._next()
+            if message["type"] == "http.disconnect":
+                return False
+            self._held += message.get("body", b"")
+        return True
+
+    async def receive(self) -> Message:
+        if self._held is not None:
+            body, self._held = bytes(self._held), None
+            return {"type": "http.request", "body": body, "more_body": not self._complete}
+        return await self._next()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 408 and not self._complete:
+            self.was_slow = True
+        await self._send(message)
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            late = asyncio.get_running_loop().time() - self.began >= STALLED_S
+            self.was_slow = self.was_slow or (late and not self._complete)
+        else:
+            self._complete = self._complete or not message.get("more_body", False)
+        return message
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"

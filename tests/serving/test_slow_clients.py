@@ -1,0 +1,170 @@
+"""The proxy holds the uploads of clients that were slow, and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from macer_serve.serving import slow_clients
+from macer_serve.serving.slow_clients import HELD_BYTES, HELD_PER_CLIENT, HoldSlowUploads
+from macer_serve.serving.upload_limits import STALLED_S
+
+SLOW, OTHER = "192.0.2.1", "192.0.2.2"
+LEAVES = b"leaves"
+
+
+class Proxy:
+    """The middleware around an application that answers `refusal` to what is not complete after a second."""
+
+    def __init__(self) -> None:
+        self.asked, self.refusal = 0, 408
+        self.app = HoldSlowUploads(self._application)
+
+    async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked += 1
+        try:
+            async with asyncio.timeout(2 * STALLED_S):
+                answer = PlainTextResponse(str(len(await Request(scope, receive).body())))
+        except TimeoutError:
+            answer = PlainTextResponse("too slow", self.refusal)
+        await answer(scope, receive, send)
+
+    async def send(self, peer: str, *pieces: bytes, headers: dict[bytes, bytes] | None = None) -> tuple[int, bytes]:
+        """Returns the answer to a client that sends the pieces; an empty one is the end of the body.
+
+        After the last one it waits; or it leaves, if that is `LEAVES`.
+        """
+        messages = [
+            {"type": "http.disconnect"}
+            if piece is LEAVES
+            else {"type": "http.request", "body": piece, "more_body": piece != b""}
+            for piece in pieces
+        ]
+        answer: list[Any] = []
+
+        async def receive() -> Any:
+            if not messages:
+                await asyncio.Event().wait()
+            if messages[0]["type"] == "http.disconnect":
+                await asyncio.sleep(1.5 * STALLED_S)
+            return messages.pop(0)
+
+        async def send(message: Any) -> None:
+            answer.append(message)
+
+        described = headers if headers is not None else {b"content-length": b"900000"}
+        scope = {"type": "http", "client": (peer, 1), "method": "POST", "path": "/", "headers": list(described.items())}
+        await self.app(scope, receive, send)
+        return answer[0]["status"], answer[1]["body"]
+
+
+def proxied(test: Callable[[Proxy], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        asyncio.run(test(Proxy()))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_clients, "HELD_S", 0.5)
+    monkeypatch.setattr(slow_clients, "SLOW_S", 10.0)
+    monkeypatch.setattr(slow_clients, "_CLIENTS", 2)
+
+
+@proxied
+async def test_the_next_slow_upload_of_a_slow_client_does_not_reach_the_application(proxy: Proxy) -> None:
+    assert (await proxy.send(SLOW, b"x"))[0] == 408
+    assert proxy.asked == 1
+    status, body = await proxy.send(SLOW, b"x")
+    assert (status, b"too slow: after earlier ones" in body) == (408, True)
+    assert proxy.asked == 1
+
+
+@proxied
+async def test_who_sends_at_once_is_served_even_from_the_address_of_a_slow_client(proxy: Proxy) -> None:
+    await proxy.send(SLOW, b"x")
+    assert await proxy.send(SLOW, b"ab", b"c", b"") == (200, b"3")
+    large = b"x" * (HELD_BYTES // 2)
+    assert await proxy.send(SLOW, large, large, large, b"") == (200, str(3 * len(large)).encode())
+    assert await proxy.send(OTHER, b"ab", b"") == (200, b"2")
+
+
+@proxied
+async def test_an_upload_of_which_enough_has_come_is_passed_on(proxy: Proxy) -> None:
+    """So that the proxy never holds much, and the application's own limits decide."""
+    await proxy.send(SLOW, b"x")
+    assert await proxy.send(SLOW, b"x" * HELD_BYTES) == (408, b"too slow")
+    assert proxy.asked == 2
+
+
+def test_a_client_is_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_clients, "SLOW_S", 0.1)
+
+    @proxied
+    async def forgiven(proxy: Proxy) -> None:
+        await proxy.send(SLOW, b"x")
+        await asyncio.sleep(0.2)
+        assert (await proxy.send(SLOW, b"x"))[1] == b"too slow"
+
+    forgiven()
+
+
+@proxied
+async def test_an_answer_at_once_and_a_request_without_a_body_make_nobody_slow(proxy: Proxy) -> None:
+    assert (await proxy.send(SLOW, b"ab", b""))[0] == 200
+    await proxy.send(SLOW, b"x", headers={})
+    await proxy.send(SLOW, b"x", headers={b"content-length": b"0"})
+    assert (await proxy.send(SLOW, b"x"))[1] == b"too slow"
+    assert proxy.asked == 4
+
+
+@proxied
+async def test_a_refusal_for_another_reason_makes_nobody_slow(proxy: Proxy) -> None:
+    proxy.refusal = 429
+    for _ in range(2):
+        assert await proxy.send(SLOW, b"x") == (429, b"too slow")
+
+
+@proxied
+async def test_who_leaves_a_slow_upload_is_slow_and_does_not_reach_the_application_again(proxy: Proxy) -> None:
+    with pytest.raises(ClientDisconnect):
+        await proxy.send(SLOW, b"x", LEAVES)
+    assert proxy.asked == 1
+    await proxy.send(SLOW, b"x", LEAVES)
+    assert proxy.asked == 1
+
+
+@proxied
+async def test_a_body_is_passed_on_in_one_piece_even_if_it_is_empty(proxy: Proxy) -> None:
+    await proxy.send(SLOW, b"x")
+    assert await proxy.send(SLOW, *[b"y"] * 500, b"") == (200, b"500")
+    assert await proxy.send(SLOW, b"") == (200, b"0")
+
+
+@proxied
+async def test_few_uploads_are_held_at_a_time(proxy: Proxy) -> None:
+    await proxy.send(SLOW, b"x")
+    began = asyncio.get_running_loop().time()
+    held = [asyncio.create_task(proxy.send(SLOW, b"x")) for _ in range(HELD_PER_CLIENT)]
+    await asyncio.sleep(0)
+    assert await proxy.send(SLOW, b"ab", b"") == (200, b"2")
+    assert asyncio.get_running_loop().time() - began < 0.3  # it does not wait for those that are held
+    assert await proxy.send(SLOW, b"x") == (408, b"too slow")  # by the application
+    assert {status for status, _ in await asyncio.gather(*held)} == {408}
+    assert await proxy.send(SLOW, b"ab", b"") == (200, b"2")  # their places are free again
+
+
+@proxied
+async def test_only_so_many_clients_are_remembered(proxy: Proxy) -> None:
+    for peer in (SLOW, OTHER, "192.0.2.3"):
+        await proxy.send(peer, b"x")
+    assert b"earlier ones" in (await proxy.send(OTHER, b"x"))[1]
+    assert (await proxy.send(SLOW, b"x"))[1] == b"too slow"
