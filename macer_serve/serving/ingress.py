@@ -50,6 +50,7 @@ from macer_serve.serving.streaming import EventStream, events
 from macer_serve.serving.upload_limits import Uploads
 from macer_serve.serving.uploads import read_image
 from macer_serve.serving.voter_model import ModelHandle, VoterModel
+from macer_serve.serving.whole_uploads import ReceiveBodyFromScope
 from macer_serve.serving.withholding import asked_radius, plan_radius, withhold
 from macer_serve.smoothed import ModelInput, SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
@@ -72,7 +73,8 @@ app = FastAPI(
 problems.install(app)
 app.add_middleware(Hosts)
 app.add_middleware(Cors)
-app.add_middleware(DrainRequestBody)  # the last is the outermost: whoever answers, the body is read
+app.add_middleware(DrainRequestBody)  # outside of the others: whoever answers, the body is read
+app.add_middleware(ReceiveBodyFromScope)  # the last is the outermost
 
 
 @serve.ingress(app)

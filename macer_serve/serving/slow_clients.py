@@ -1,4 +1,4 @@
-"""What runs in Serve's HTTP proxy against clients that send slowly: it passes their uploads on when they are whole.
+"""What runs in Serve's HTTP proxy against clients that send slowly: it waits for uploads until they are whole.
 
 An upload that the application refuses costs about five milliseconds of processor time: a request to the application,
 and its answer. A client that connects again after each refusal could thus take much of the server's time by sending a
@@ -15,12 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from macer_serve.serving.problems import SlowUploadError, problem
 from macer_serve.serving.upload_limits import STALLED_S, peer_of
+from macer_serve.serving.whole_uploads import with_body
 
 SLOW_S = 60.0  # for which a client is known to be slow
 HELD_S = 10.0  # in which an upload of a slow client must have come
-HELD_BYTES = 256 * 2**10  # of it that are enough to pass it on
+HELD_BYTES = 256 * 2**10  # of an upload that are enough to pass it on
 HELD = 1_000  # uploads that are held at a time, in all
-HELD_PER_CLIENT = 32
+HELD_PER_CLIENT = 32  # of a slow client
 _CLIENTS = 10_000  # that are remembered
 
 _REFUSAL = problem(
@@ -32,7 +33,9 @@ _REFUSAL = problem(
 
 
 class HoldSlowUploads:
-    """Holds the uploads of slow clients back until they are complete; refuses those that are not, in time.
+    """Holds uploads until they are whole, for half a second. Those of slow clients have longer, and are refused then.
+
+    A whole upload goes to the application with its request. Others are the application's to read.
 
     A client is slow if the application has ended an upload of it as too slow, or if it has left such an upload. Others
     of its address are served as before if they send what they have at once.
@@ -48,9 +51,12 @@ class HoldSlowUploads:
             await self._app(scope, receive, send)
             return
         peer, upload = peer_of(Request(scope)), _Upload(receive, send)
-        if self._slow_until.get(peer, 0.0) > upload.began and not await self._came(peer, upload):
+        slow = self._slow_until.get(peer, 0.0) > upload.began
+        if not await self._may_pass(peer, upload, slow):
             await _REFUSAL(scope, receive, send)  # nobody reads it if the client has left
             return
+        if (body := upload.whole()) is not None:
+            scope = with_body(scope, body)
         try:
             await self._app(scope, upload.receive, upload.send)
         finally:
@@ -63,16 +69,15 @@ class HoldSlowUploads:
         if len(self._slow_until) > _CLIENTS:
             self._slow_until.popitem(last=False)
 
-    async def _came(self, peer: str, upload: _Upload) -> bool:
-        """Returns whether the upload came in time, or enough of it. It is not waited for if too many are held."""
-        if self._held[peer] >= HELD_PER_CLIENT or self._held.total() >= HELD:
-            return True  # the application's own limits let it displace a slow one
+    async def _may_pass(self, peer: str, upload: _Upload, slow: bool) -> bool:
+        """Returns whether the upload is to go on. If too many are held, it is not waited for."""
+        full = self._held.total() >= HELD or (slow and self._held[peer] >= HELD_PER_CLIENT)
         self._held[peer] += 1
         try:
-            async with asyncio.timeout(HELD_S):
+            async with asyncio.timeout(0 if full else HELD_S if slow else STALLED_S):
                 return await upload.hold()
         except TimeoutError:
-            return False
+            return full or not slow  # the application's own limits let others displace it
         finally:
             self._held[peer] -= 1
             if not self._held[peer]:
@@ -98,6 +103,13 @@ class _Upload:
                 return False
             self._held += message.get("body", b"")
         return True
+
+    def whole(self) -> bytes | None:
+        """Returns the body if it is complete. It is not received any more then."""
+        if not self._complete or self._held is None:
+            return None
+        body, self._held = bytes(self._held), None
+        return body
 
     async def receive(self) -> Message:
         if self._held is not None:

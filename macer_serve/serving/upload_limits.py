@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from macer_serve.serving.problems import ClientLeftError, OverloadedError, SlowUploadError
+from macer_serve.serving.whole_uploads import came_whole
 
 GRACE_S = 5.0  # before the rate of an upload counts
 STALLED_S = 0.5  # without a byte, after which an upload may have to make room
@@ -50,10 +51,12 @@ class Uploads:
         self._uploads: set[_Upload] = set()
 
     async def read(self, request: Request, read: Callable[[Request], Awaitable[bytes]]) -> bytes:
-        """Returns what `read` makes of the request.
+        """Returns what `read` makes of the request. An upload that came whole is not in progress.
 
         Raises `SlowUploadError` if the upload is too slow or had to make room, and `OverloadedError` if there is none.
         """
+        if came_whole(request.scope):
+            return await read(request)
         with self._admitted(peer_of(request)) as upload:
             try:
                 async with upload.timer:

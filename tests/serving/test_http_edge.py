@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,24 @@ def test_hundreds_of_slow_uploads_deny_nobody(server: Any, client: httpx.Client,
     finally:
         for connection in holding:
             connection.close()
+
+
+def test_nobody_of_a_crowd_at_one_address_is_called_slow(
+    server: Any, client: httpx.Client, images: list[bytes]
+) -> None:
+    """Each sends its upload at once, while the server is busy with the others."""
+
+    def ask(_: int) -> httpx.Response:
+        query = {"model": "quick", "n": 500, "alpha": 0.01}
+        return client.post("/predict", params=query, content=images[1], headers={"content-type": "image/png"})
+
+    crowd = 6 * LimitSettings().uploads_per_client
+    with ThreadPoolExecutor(crowd) as clients:
+        answers = list(clients.map(ask, range(crowd)))
+    statuses = Counter(answer.status_code for answer in answers)
+    assert set(statuses) <= {200, 429}, statuses
+    assert statuses[200] >= 8  # the server's places
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
 
 
 def test_what_serve_answers_itself_is_a_problem(server: Any, client: httpx.Client, images: list[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The proxy holds the uploads of clients that were slow, and nobody else's."""
+"""The proxy waits for uploads until they are whole, and longer for those of clients that were slow."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from starlette.types import Receive, Scope, Send
 
 from macer_serve.serving import slow_clients
 from macer_serve.serving.slow_clients import HELD_BYTES, HELD_PER_CLIENT, HoldSlowUploads
-from macer_serve.serving.upload_limits import STALLED_S
+from macer_serve.serving.whole_uploads import ReceiveBodyFromScope, came_whole
 
 SLOW, OTHER = "192.0.2.1", "192.0.2.2"
 LEAVES = b"leaves"
+STALLED_S = 0.1
 
 
 class Proxy:
     """The middleware around an application that answers `refusal` to what is not complete after a second."""
 
     def __init__(self) -> None:
-        self.asked, self.refusal = 0, 408
-        self.app = HoldSlowUploads(self._application)
+        self.asked, self.refusal, self.whole = 0, 408, False
+        self.app = HoldSlowUploads(ReceiveBodyFromScope(self._application))
 
     async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.asked += 1
+        self.asked, self.whole = self.asked + 1, came_whole(scope)
         try:
             async with asyncio.timeout(2 * STALLED_S):
                 answer = PlainTextResponse(str(len(await Request(scope, receive).body())))
@@ -74,6 +75,7 @@ def proxied(test: Callable[[Proxy], Coroutine[Any, Any, None]]) -> Callable[[], 
 
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_clients, "STALLED_S", STALLED_S)
     monkeypatch.setattr(slow_clients, "HELD_S", 0.5)
     monkeypatch.setattr(slow_clients, "SLOW_S", 10.0)
     monkeypatch.setattr(slow_clients, "_CLIENTS", 2)
@@ -95,6 +97,29 @@ async def test_who_sends_at_once_is_served_even_from_the_address_of_a_slow_clien
     large = b"x" * (HELD_BYTES // 2)
     assert await proxy.send(SLOW, large, large, large, b"") == (200, str(3 * len(large)).encode())
     assert await proxy.send(OTHER, b"ab", b"") == (200, b"2")
+
+
+@proxied
+async def test_a_whole_upload_goes_with_its_request_and_others_do_not(proxy: Proxy) -> None:
+    half = b"x" * (HELD_BYTES // 2)
+    for peer in (OTHER, SLOW, SLOW):  # the last one is that of a slow client
+        assert await proxy.send(peer, b"ab", b"c", b"") == (200, b"3")
+        assert proxy.whole
+        assert await proxy.send(peer, half, half, half, b"") == (200, str(3 * len(half)).encode())
+        assert not proxy.whole
+        await proxy.send(SLOW, b"x")
+    assert (await proxy.send(OTHER, b"x")) == (408, b"too slow")
+    assert not proxy.whole
+
+
+@proxied
+async def test_uploads_that_are_there_are_whole_however_many_are_held(proxy: Proxy) -> None:
+    await proxy.send(SLOW, b"x")
+    held = [asyncio.create_task(proxy.send(SLOW, b"x")) for _ in range(HELD_PER_CLIENT)]
+    await asyncio.sleep(0)
+    assert await proxy.send(SLOW, b"ab", b"") == (200, b"2")
+    assert proxy.whole
+    await asyncio.gather(*held)
 
 
 @proxied
