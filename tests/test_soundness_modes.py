@@ -263,7 +263,7 @@ BROKEN: dict[str, tuple[Any, ...]] = {
 def test_broken_bounds_are_caught(
     name: str, alpha: float, engine: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if engine != "torch" and alpha < 0.05:
+    if engine != "torch":
         pytest.skip("a bound is broken alike whatever the engine")
     fixture, plan, radii = plans(alpha)[name]
     broken, *places = BROKEN[name]

@@ -22,6 +22,7 @@ HELD_S = 10.0  # in which an upload of a slow client must have come
 HELD_BYTES = 256 * 2**10  # of an upload that are enough to pass it on
 HELD = 1_000  # uploads that are held at a time, in all
 HELD_PER_CLIENT = 32  # of a slow client
+PACE_S = 0.02  # between two uploads that are passed on unfinished
 _CLIENTS = 10_000  # that are remembered
 
 _REFUSAL = problem(
@@ -35,7 +36,8 @@ _REFUSAL = problem(
 class HoldSlowUploads:
     """Holds uploads until they are whole, for half a second. Those of slow clients have longer, and are refused then.
 
-    A whole upload goes to the application with its request. Others are the application's to read.
+    A whole upload goes to the application with its request. Others are the application's to read. They are passed on
+    one by one, so that a flood of them leaves the application time for its answers.
 
     A client is slow if the application has ended an upload of it as too slow, or if it has left such an upload. Others
     of its address are served as before if they send what they have at once.
@@ -45,14 +47,14 @@ class HoldSlowUploads:
         self._app = app
         self._slow_until: OrderedDict[str, float] = OrderedDict()  # the event loop's time, by client
         self._held: Counter[str] = Counter()  # uploads, by client
+        self._next_at = 0.0  # the event loop's time at which the next unfinished upload may be passed on
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
         peer, upload = peer_of(Request(scope)), _Upload(receive, send)
-        slow = self._slow_until.get(peer, 0.0) > upload.began
-        if not await self._may_pass(peer, upload, slow):
+        if not await self._may_pass(peer, upload):
             await _REFUSAL(scope, receive, send)  # nobody reads it if the client has left
             return
         if (body := upload.whole()) is not None:
@@ -69,19 +71,33 @@ class HoldSlowUploads:
         if len(self._slow_until) > _CLIENTS:
             self._slow_until.popitem(last=False)
 
-    async def _may_pass(self, peer: str, upload: _Upload, slow: bool) -> bool:
+    async def _may_pass(self, peer: str, upload: _Upload) -> bool:
         """Returns whether the upload is to go on. If too many are held, it is not waited for."""
-        full = self._held.total() >= HELD or (slow and self._held[peer] >= HELD_PER_CLIENT)
+        full = self._held.total() >= HELD or (self._is_slow(peer) and self._held[peer] >= HELD_PER_CLIENT)
         self._held[peer] += 1
         try:
-            async with asyncio.timeout(0 if full else HELD_S if slow else STALLED_S):
-                return await upload.hold()
-        except TimeoutError:
-            return full or not slow  # the application's own limits let others displace it
+            if full:
+                return await upload.hold(0.0) is not False  # the application's own limits let others displace it
+            if not self._is_slow(peer):
+                if (came := await upload.hold(STALLED_S)) is None:
+                    came = await upload.hold(self._turn())
+                if came is not None or not self._is_slow(peer):
+                    return came is not False
+            return bool(await upload.hold(HELD_S))
         finally:
             self._held[peer] -= 1
             if not self._held[peer]:
                 del self._held[peer]
+
+    def _is_slow(self, peer: str) -> bool:
+        return self._slow_until.get(peer, 0.0) > asyncio.get_running_loop().time()
+
+    def _turn(self) -> float:
+        """Returns the seconds until the turn of one more unfinished upload comes."""
+        now = asyncio.get_running_loop().time()
+        turn = max(now, self._next_at)
+        self._next_at = turn + PACE_S
+        return turn - now
 
 
 class _Upload:
@@ -94,14 +110,21 @@ class _Upload:
         self.began = asyncio.get_running_loop().time()
         self.was_slow = False
 
-    async def hold(self) -> bool:
-        """Returns whether the body is complete, or enough of it has come; False if its client has left."""
-        self._held = bytearray()
-        while not self._complete and len(self._held) < HELD_BYTES:
-            message = await self._next()
-            if message["type"] == "http.disconnect":
-                return False
-            self._held += message.get("body", b"")
+    async def hold(self, seconds: float) -> bool | None:
+        """Returns True once the body is complete, or enough of it has come, and False once its client has left.
+
+        Returns None after so many seconds; what is there already is taken in any case.
+        """
+        held = self._held = bytearray() if self._held is None else self._held
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._complete and len(held) < HELD_BYTES:
+                    message = await self._next()
+                    if message["type"] == "http.disconnect":
+                        return False
+                    held += message.get("body", b"")
+        except TimeoutError:
+            return None
         return True
 
     def whole(self) -> bytes | None:

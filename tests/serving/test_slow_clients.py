@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from macer_serve.serving import slow_clients
-from macer_serve.serving.slow_clients import HELD_BYTES, HELD_PER_CLIENT, HoldSlowUploads
+from macer_serve.serving.slow_clients import HELD_BYTES, HELD_PER_CLIENT, PACE_S, HoldSlowUploads
 from macer_serve.serving.whole_uploads import ReceiveBodyFromScope, came_whole
 
 SLOW, OTHER = "192.0.2.1", "192.0.2.2"
@@ -25,10 +26,12 @@ class Proxy:
 
     def __init__(self) -> None:
         self.asked, self.refusal, self.whole = 0, 408, False
+        self.asked_at: list[float] = []
         self.app = HoldSlowUploads(ReceiveBodyFromScope(self._application))
 
     async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked, self.whole = self.asked + 1, came_whole(scope)
+        self.asked_at.append(asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout(2 * STALLED_S):
                 answer = PlainTextResponse(str(len(await Request(scope, receive).body())))
@@ -120,6 +123,25 @@ async def test_uploads_that_are_there_are_whole_however_many_are_held(proxy: Pro
     assert await proxy.send(SLOW, b"ab", b"") == (200, b"2")
     assert proxy.whole
     await asyncio.gather(*held)
+
+
+@proxied
+async def test_a_flood_of_unfinished_uploads_comes_one_by_one(proxy: Proxy) -> None:
+    """And once the application has called one of them slow, the others of its address do not come."""
+    proxy.refusal = 429
+    began = asyncio.get_running_loop().time()
+    others = [asyncio.create_task(proxy.send(f"192.0.2.{i}", b"x")) for i in range(10, 18)]
+    await asyncio.sleep(0)
+    assert await proxy.send(OTHER, b"ab", b"") == (200, b"2")  # whole ones do not wait
+    assert proxy.asked == 1
+    assert await asyncio.gather(*others) == 8 * [(429, b"too slow")]
+    assert all(at - began >= STALLED_S + i * PACE_S - 0.005 for i, at in enumerate(proxy.asked_at[1:]))
+
+    proxy.refusal, proxy.asked = 408, 0
+    flood = [asyncio.create_task(proxy.send(SLOW, b"x")) for _ in range(HELD_PER_CLIENT)]
+    answers = Counter(b"earlier ones" in body for _, body in await asyncio.gather(*flood))
+    assert answers == {False: proxy.asked, True: HELD_PER_CLIENT - proxy.asked}
+    assert proxy.asked <= 2 * STALLED_S / PACE_S + 2  # until the first of them is called slow
 
 
 @proxied
