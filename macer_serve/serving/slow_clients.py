@@ -8,36 +8,33 @@ few bytes a second. In the proxy, waiting for it costs nearly nothing.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import Counter, OrderedDict
 
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from macer_serve.serving.problems import SlowUploadError, problem
+from macer_serve.errors import MacerError
+from macer_serve.serving.problems import OverloadedError, SlowUploadError, problem, status_of
 from macer_serve.serving.upload_limits import STALLED_S, peer_of
-from macer_serve.serving.whole_uploads import with_body
+from macer_serve.serving.whole_uploads import with_whole
 
 SLOW_S = 60.0  # for which a client is known to be slow
 HELD_S = 10.0  # in which an upload of a slow client must have come
 HELD_BYTES = 256 * 2**10  # of an upload that are enough to pass it on
 HELD = 1_000  # uploads that are held at a time, in all
-HELD_PER_CLIENT = 32  # of a slow client
+HELD_PER_CLIENT = 32  # of a slow client; another one may have half of all
 PACE_S = 0.02  # between two uploads that are passed on unfinished
 _CLIENTS = 10_000  # that are remembered
-
-_REFUSAL = problem(
-    408,
-    SlowUploadError.title,
-    f"the upload is too slow: after earlier ones that were, it must come within {HELD_S:g} s",
-    {"connection": "close"},  # who still sends is not listened to
-)
 
 
 class HoldSlowUploads:
     """Holds uploads until they are whole, for half a second. Those of slow clients have longer, and are refused then.
 
     A whole upload goes to the application with its request. Others are the application's to read. They are passed on
-    one by one, so that a flood of them leaves the application time for its answers.
+    one by one, so that a flood of them leaves the application time for its answers. If too many are held, those that
+    are not whole are refused.
 
     A client is slow if the application has ended an upload of it as too slow, or if it has left such an upload. Others
     of its address are served as before if they send what they have at once.
@@ -54,12 +51,12 @@ class HoldSlowUploads:
             await self._app(scope, receive, send)
             return
         peer, upload = peer_of(Request(scope)), _Upload(receive, send)
-        if not await self._may_pass(peer, upload):
-            await _REFUSAL(scope, receive, send)  # nobody reads it if the client has left
-            return
-        if (body := upload.whole()) is not None:
-            scope = with_body(scope, body)
         try:
+            if (refusal := await self._refusal(peer, upload)) is not None:
+                await _problem(refusal, scope)(scope, receive, send)  # nobody reads it if the client has left
+                return
+            if (body := upload.whole) is not None:
+                scope = with_whole(scope, body)
             await self._app(scope, upload.receive, upload.send)
         finally:
             if upload.was_slow:
@@ -71,19 +68,25 @@ class HoldSlowUploads:
         if len(self._slow_until) > _CLIENTS:
             self._slow_until.popitem(last=False)
 
-    async def _may_pass(self, peer: str, upload: _Upload) -> bool:
-        """Returns whether the upload is to go on. If too many are held, it is not waited for."""
-        full = self._held.total() >= HELD or (self._is_slow(peer) and self._held[peer] >= HELD_PER_CLIENT)
+    async def _refusal(self, peer: str, upload: _Upload) -> MacerError | None:
+        """Returns None once the upload may be passed on, or why it is not."""
+        slow = self._is_slow(peer)
+        late = f"the upload is too slow: after earlier ones that were, it must come within {HELD_S:g} s"
+        full = self._held.total() >= HELD or self._held[peer] >= (HELD_PER_CLIENT if slow else HELD // 2)
         self._held[peer] += 1
         try:
             if full:
-                return await upload.hold(0.0) is not False  # the application's own limits let others displace it
-            if not self._is_slow(peer):
-                if (came := await upload.hold(STALLED_S)) is None:
+                busy = OverloadedError(f"{self._held.total()} uploads are in progress already; try again shortly")
+                return None if await upload.hold(0.0) else SlowUploadError(late) if slow else busy
+            if not slow:
+                came = await upload.hold(STALLED_S)
+                if came is None:
                     came = await upload.hold(self._turn())
-                if came is not None or not self._is_slow(peer):
-                    return came is not False
-            return bool(await upload.hold(HELD_S))
+                    if came is not None:
+                        self._next_at -= PACE_S  # it needs no turn
+                if came or (came is None and not self._is_slow(peer)):
+                    return None
+            return None if await upload.hold(HELD_S) else SlowUploadError(late)
         finally:
             self._held[peer] -= 1
             if not self._held[peer]:
@@ -106,8 +109,9 @@ class _Upload:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._held: bytearray | None = None  # of the body; the application has not got it yet
-        self._complete = False
-        self.began = asyncio.get_running_loop().time()
+        self._received = 0
+        self._complete = self._answered = self._left = False
+        self._began = asyncio.get_running_loop().time()
         self.was_slow = False
 
     async def hold(self, seconds: float) -> bool | None:
@@ -119,20 +123,17 @@ class _Upload:
         try:
             async with asyncio.timeout(seconds):
                 while not self._complete and len(held) < HELD_BYTES:
-                    message = await self._next()
-                    if message["type"] == "http.disconnect":
+                    if self._left or (message := await self._next())["type"] == "http.disconnect":
                         return False
                     held += message.get("body", b"")
         except TimeoutError:
             return None
         return True
 
+    @property
     def whole(self) -> bytes | None:
-        """Returns the body if it is complete. It is not received any more then."""
-        if not self._complete or self._held is None:
-            return None
-        body, self._held = bytes(self._held), None
-        return body
+        """The body if it is complete and the application has not got any of it."""
+        return bytes(self._held) if self._complete and self._held is not None else None
 
     async def receive(self) -> Message:
         if self._held is not None:
@@ -141,18 +142,30 @@ class _Upload:
         return await self._next()
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 408 and not self._complete:
-            self.was_slow = True
+        if message["type"] == "http.response.start":
+            self._answered = True
+            self.was_slow = self.was_slow or (message["status"] == 408 and not self._complete)
         await self._send(message)
 
     async def _next(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            late = asyncio.get_running_loop().time() - self.began >= STALLED_S
-            self.was_slow = self.was_slow or (late and not self._complete)
+            self._left = True
+            seconds = asyncio.get_running_loop().time() - self._began
+            slow = seconds >= STALLED_S and self._received < HELD_BYTES / HELD_S * seconds
+            # After an answer, whoever receives is told of a disconnection though the client may be there.
+            self.was_slow = self.was_slow or (slow and not self._complete and not self._answered)
         else:
+            self._received += len(message.get("body", b""))
             self._complete = self._complete or not message.get("more_body", False)
         return message
+
+
+def _problem(error: MacerError, scope: Scope) -> Response:
+    """Returns the answer to an upload that is not passed on. Whoever still sends is not listened to."""
+    named = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    headers = {"connection": "close", "x-request-id": named or str(uuid.uuid4())}
+    return problem(status_of(error), error.title, str(error), headers)
 
 
 def _has_body(scope: Scope) -> bool:

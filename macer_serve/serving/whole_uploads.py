@@ -1,24 +1,26 @@
-"""Bodies that came whole before the application was asked: the proxy puts them into the request's scope.
+"""Bodies that came whole before the application was asked: the proxy says so, and puts small ones into the scope.
 
-The ingress need not fetch them, which would take a call from its process to the proxy's. And it sees that the client
-was not slow, however late the ingress itself is. Clients cannot set what a scope holds.
+So the ingress sees that the client was not slow, however late the ingress itself is; and it need not wait for a small
+body to be fetched from the proxy's process. Clients cannot set what a scope holds. Applications that do not look there
+receive the body as always.
 """
 
 from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_BODY = "macer_serve.body"
+_WHOLE, _BODY = "macer_serve.whole", "macer_serve.body"
+_SMALL = 64 * 2**10  # bytes; Ray keeps arguments of 100 KiB and more in a store of their own
 
 
-def with_body(scope: Scope, body: bytes) -> Scope:
-    """Returns the scope of a request together with its whole body."""
-    return {**scope, _BODY: body}
+def with_whole(scope: Scope, body: bytes) -> Scope:
+    """Returns the scope of a request whose body came whole."""
+    return {**scope, _WHOLE: True, **({_BODY: body} if len(body) <= _SMALL else {})}
 
 
 def came_whole(scope: Scope) -> bool:
-    """Returns whether the request's body came with it."""
-    return _BODY in scope
+    """Returns whether the request's body came whole before the application was asked."""
+    return _WHOLE in scope
 
 
 class ReceiveBodyFromScope:
@@ -28,13 +30,18 @@ class ReceiveBodyFromScope:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body: bytes | None = scope.get(_BODY)
+        if _BODY not in scope:
+            await self._app(scope, receive, send)
+            return
+        body: bytes | None = scope[_BODY]
 
         async def received() -> Message:
             nonlocal body
-            if body is None:
-                return await receive()
-            whole, body = body, None
-            return {"type": "http.request", "body": whole, "more_body": False}
+            if body is not None:
+                whole, body = body, None
+                return {"type": "http.request", "body": whole, "more_body": False}
+            while (message := await receive())["type"] == "http.request":
+                pass  # the same body
+            return message
 
         await self._app(scope, received, send)

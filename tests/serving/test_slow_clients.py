@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from macer_serve.serving import slow_clients
-from macer_serve.serving.slow_clients import HELD_BYTES, HELD_PER_CLIENT, PACE_S, HoldSlowUploads
+from macer_serve.serving.slow_clients import HELD, HELD_BYTES, HELD_PER_CLIENT, PACE_S, HoldSlowUploads
 from macer_serve.serving.whole_uploads import ReceiveBodyFromScope, came_whole
 
 SLOW, OTHER = "192.0.2.1", "192.0.2.2"
@@ -27,6 +27,7 @@ class Proxy:
     def __init__(self) -> None:
         self.asked, self.refusal, self.whole = 0, 408, False
         self.asked_at: list[float] = []
+        self.head: Any = None
         self.app = HoldSlowUploads(ReceiveBodyFromScope(self._application))
 
     async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,6 +39,8 @@ class Proxy:
         except TimeoutError:
             answer = PlainTextResponse("too slow", self.refusal)
         await answer(scope, receive, send)
+        if answer.status_code != 200:
+            await receive()  # as Ray does
 
     async def send(self, peer: str, *pieces: bytes, headers: dict[bytes, bytes] | None = None) -> tuple[int, bytes]:
         """Returns the answer to a client that sends the pieces; an empty one is the end of the body.
@@ -51,20 +54,25 @@ class Proxy:
             for piece in pieces
         ]
         answer: list[Any] = []
+        answered = asyncio.Event()
 
         async def receive() -> Any:
             if not messages:
-                await asyncio.Event().wait()
+                await answered.wait()
+                return {"type": "http.disconnect"}  # uvicorn says so to whoever receives after the answer
             if messages[0]["type"] == "http.disconnect":
                 await asyncio.sleep(1.5 * STALLED_S)
             return messages.pop(0)
 
         async def send(message: Any) -> None:
             answer.append(message)
+            if message["type"] == "http.response.body":
+                answered.set()
 
         described = headers if headers is not None else {b"content-length": b"900000"}
         scope = {"type": "http", "client": (peer, 1), "method": "POST", "path": "/", "headers": list(described.items())}
         await self.app(scope, receive, send)
+        self.head = answer[0]
         return answer[0]["status"], answer[1]["body"]
 
 
@@ -123,6 +131,53 @@ async def test_uploads_that_are_there_are_whole_however_many_are_held(proxy: Pro
     assert await proxy.send(SLOW, b"ab", b"") == (200, b"2")
     assert proxy.whole
     await asyncio.gather(*held)
+
+
+@proxied
+async def test_other_applications_receive_whole_uploads_as_always(proxy: Proxy) -> None:
+    proxy.app = HoldSlowUploads(proxy._application)
+    assert await proxy.send(OTHER, b"ab", b"c", b"") == (200, b"3")
+
+
+@proxied
+async def test_a_larger_whole_upload_is_received_and_counts_as_whole(proxy: Proxy) -> None:
+    assert await proxy.send(OTHER, b"x" * 100_000, b"") == (200, b"100000")
+    assert proxy.whole
+
+
+@proxied
+async def test_who_leaves_gives_the_turn_back_and_is_slow(proxy: Proxy) -> None:
+    leaving = [asyncio.create_task(proxy.send(SLOW, b"x", LEAVES)) for _ in range(20)]
+    await asyncio.gather(*leaving, return_exceptions=True)
+    began = asyncio.get_running_loop().time()
+    assert (await proxy.send(OTHER, b"x"))[1] == b"too slow"
+    assert proxy.asked_at[-1] - began < STALLED_S + 10 * PACE_S
+    assert b"earlier ones" in (await proxy.send(SLOW, b"x"))[1]
+
+
+@proxied
+async def test_who_leaves_a_fast_upload_is_not_slow(proxy: Proxy) -> None:
+    large = b"x" * (HELD_BYTES // 2)
+    with pytest.raises(ClientDisconnect):
+        await proxy.send(SLOW, large, large, LEAVES)
+    assert (await proxy.send(SLOW, b"x"))[1] == b"too slow"
+
+
+@proxied
+async def test_no_address_takes_all_places_and_a_flood_beyond_them_does_not_reach_the_application(proxy: Proxy) -> None:
+    leaving = [asyncio.create_task(proxy.send(SLOW, b"x", LEAVES)) for _ in range(HELD // 2)]
+    await asyncio.sleep(0.01)
+    assert (await proxy.send(SLOW, b"x"))[0] == 429
+    assert (await proxy.send(SLOW, b"ab", b"")) == (200, b"2")
+    assert (await proxy.send(OTHER, b"x"))[1] == b"too slow"
+    await asyncio.gather(*leaving, return_exceptions=True)
+
+
+@proxied
+async def test_refusals_echo_the_request_id(proxy: Proxy) -> None:
+    await proxy.send(SLOW, b"x")
+    await proxy.send(SLOW, b"x", headers={b"content-length": b"9", b"x-request-id": b"mine"})
+    assert dict(proxy.head["headers"])[b"x-request-id"] == b"mine"
 
 
 @proxied
@@ -204,7 +259,9 @@ async def test_few_uploads_are_held_at_a_time(proxy: Proxy) -> None:
     await asyncio.sleep(0)
     assert await proxy.send(SLOW, b"ab", b"") == (200, b"2")
     assert asyncio.get_running_loop().time() - began < 0.3  # it does not wait for those that are held
-    assert await proxy.send(SLOW, b"x") == (408, b"too slow")  # by the application
+    asked = proxy.asked
+    assert b"earlier ones" in (await proxy.send(SLOW, b"x"))[1]  # nor do further ones reach the application
+    assert proxy.asked == asked
     assert {status for status, _ in await asyncio.gather(*held)} == {408}
     assert await proxy.send(SLOW, b"ab", b"") == (200, b"2")  # their places are free again
 
