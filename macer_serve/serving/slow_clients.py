@@ -34,7 +34,7 @@ class HoldSlowUploads:
 
     A whole upload goes to the application with its request. Others are the application's to read. They are passed on
     one by one, so that a flood of them leaves the application time for its answers. If too many are held, those that
-    are not whole are refused.
+    are not whole after half a second are refused.
 
     A client is slow if the application has ended an upload of it as too slow, or if it has left such an upload. Others
     of its address are served as before if they send what they have at once.
@@ -77,7 +77,7 @@ class HoldSlowUploads:
         try:
             if full:
                 busy = OverloadedError(f"{self._held.total()} uploads are in progress already; try again shortly")
-                return None if await upload.hold(0.0) else SlowUploadError(late) if slow else busy
+                return None if await upload.hold(STALLED_S) else SlowUploadError(late) if slow else busy
             if not slow:
                 came = await upload.hold(STALLED_S)
                 if came is None:

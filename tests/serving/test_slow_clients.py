@@ -42,8 +42,10 @@ class Proxy:
         if answer.status_code != 200:
             await receive()  # as Ray does
 
-    async def send(self, peer: str, *pieces: bytes, headers: dict[bytes, bytes] | None = None) -> tuple[int, bytes]:
-        """Returns the answer to a client that sends the pieces; an empty one is the end of the body.
+    async def send(
+        self, peer: str, *pieces: bytes, headers: dict[bytes, bytes] | None = None, after: float = 0.0
+    ) -> tuple[int, bytes]:
+        """Returns the answer to a client that sends the pieces, `after` seconds; an empty one is the end of the body.
 
         After the last one it waits; or it leaves, if that is `LEAVES`.
         """
@@ -57,6 +59,7 @@ class Proxy:
         answered = asyncio.Event()
 
         async def receive() -> Any:
+            await asyncio.sleep(after)
             if not messages:
                 await answered.wait()
                 return {"type": "http.disconnect"}  # uvicorn says so to whoever receives after the answer
@@ -129,6 +132,7 @@ async def test_uploads_that_are_there_are_whole_however_many_are_held(proxy: Pro
     held = [asyncio.create_task(proxy.send(SLOW, b"x")) for _ in range(HELD_PER_CLIENT)]
     await asyncio.sleep(0)
     assert await proxy.send(SLOW, b"ab", b"") == (200, b"2")
+    assert await proxy.send(SLOW, b"ab", b"", after=0.01) == (200, b"2")  # the body in a packet of its own
     assert proxy.whole
     await asyncio.gather(*held)
 
