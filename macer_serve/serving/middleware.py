@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from macer_serve.serving.problems import problem
+from macer_serve.serving.upload_limits import has_body
 
 READ_ON_BYTES = 64 * 2**20  # of a refused body
 READ_ON_S = 30.0
@@ -33,8 +34,7 @@ class DrainRequestBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        unread = has_body(scope)
 
         async def tracked() -> Message:
             nonlocal unread

@@ -116,6 +116,12 @@ def problem(
     return JSONResponse(document(status, title, detail), status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def problem_of(error: MacerError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Returns the response with the problem document of an error."""
+    retry_after_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
+    return problem(status_of(error), error.title, str(error), headers, retry_after_s)
+
+
 def _fault(error: Mapping[str, Any]) -> str:
     """Returns one of pydantic's errors as `parameter: what is wrong`."""
     where, words = ".".join(map(str, error["loc"][1:])), error["msg"].removeprefix("Value error, ")
@@ -127,9 +133,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(MacerError)
     async def ours(request: Request, error: MacerError) -> JSONResponse:
-        return problem(
-            status_of(error), error.title, str(error), retry_after_s=getattr(error, "retry_after_s", RETRY_AFTER_S)
-        )
+        return problem_of(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

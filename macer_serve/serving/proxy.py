@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import uuid
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,7 +74,7 @@ class ProblemsOnly:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer = _Answer(send, next((value for name, value in scope["headers"] if name == REQUEST_ID), None))
         try:
             await self._app(scope, receive, answer)
         except Exception:
@@ -81,14 +82,17 @@ class ProblemsOnly:
                 raise
             log.exception("unforeseen error on %s %s", scope["method"], scope["path"])
         if not answer.begun:
-            await answer.fail(500, [(name, value) for name, value in scope["headers"] if name == REQUEST_ID])
+            await answer.fail(500, [])
 
 
 class _Answer:
-    """The sending side of one request, which holds back errors that are not problem documents."""
+    """The sending side of one request: it holds back errors that are not problem documents, and errors name a request.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    `request_id` is the client's. One is made if neither the client nor the application has named the request.
+    """
+
+    def __init__(self, send: Send, request_id: bytes | None) -> None:
+        self._send, self._request_id = send, request_id
         self._error: Message | None = None  # the start of an error that is not a problem document
         self._body = b""
         self.begun = False
@@ -98,6 +102,8 @@ class _Answer:
             self._error = message
         elif self._error is None:
             self.begun = True
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                message = {**message, "headers": self._named(message.get("headers", []))}
             await self._send(message)
         elif message["type"] == "http.response.body":
             self._body += message.get("body", b"")[: _HELD_BYTES - len(self._body)]
@@ -113,11 +119,16 @@ class _Answer:
         kept = [(name, value) for name, value in headers if not name.lower().startswith(b"content-")]
         if status in (429, 503) and b"retry-after" not in {name.lower() for name, _ in kept}:
             kept.append((b"retry-after", str(math.ceil(RETRY_AFTER_S)).encode()))
-        if REQUEST_ID not in {name.lower() for name, _ in kept}:
-            kept.append((REQUEST_ID, str(uuid.uuid4()).encode()))  # the application had no time to make one
+        kept = self._named(kept)
         kept += [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": kept})
         await self._send({"type": "http.response.body", "body": body})
+
+    def _named(self, headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Returns the headers with a request id; the application may have had no time to add it."""
+        if REQUEST_ID in {name.lower() for name, _ in headers}:
+            return list(headers)
+        return [*headers, (REQUEST_ID, self._request_id or str(uuid.uuid4()).encode())]
 
 
 def _is_foreign(start: Message) -> bool:

@@ -8,16 +8,14 @@ few bytes a second. In the proxy, waiting for it costs nearly nothing.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import Counter, OrderedDict
 
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from macer_serve.errors import MacerError
-from macer_serve.serving.problems import OverloadedError, SlowUploadError, problem, status_of
-from macer_serve.serving.upload_limits import STALLED_S, peer_of
+from macer_serve.serving.problems import OverloadedError, SlowUploadError, problem_of
+from macer_serve.serving.upload_limits import STALLED_S, has_body, peer_of
 from macer_serve.serving.whole_uploads import with_whole
 
 SLOW_S = 60.0  # for which a client is known to be slow
@@ -47,13 +45,14 @@ class HoldSlowUploads:
         self._next_at = 0.0  # the event loop's time at which the next unfinished upload may be passed on
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _has_body(scope):
+        if scope["type"] != "http" or not has_body(scope):
             await self._app(scope, receive, send)
             return
         peer, upload = peer_of(Request(scope)), _Upload(receive, send)
         try:
             if (refusal := await self._refusal(peer, upload)) is not None:
-                await _problem(refusal, scope)(scope, receive, send)  # nobody reads it if the client has left
+                # Nobody reads it if the client has left, and who still sends is not listened to.
+                await problem_of(refusal, {"connection": "close"})(scope, receive, send)
                 return
             if (body := upload.whole) is not None:
                 scope = with_whole(scope, body)
@@ -71,36 +70,34 @@ class HoldSlowUploads:
     async def _refusal(self, peer: str, upload: _Upload) -> MacerError | None:
         """Returns None once the upload may be passed on, or why it is not."""
         slow = self._is_slow(peer)
-        late = f"the upload is too slow: after earlier ones that were, it must come within {HELD_S:g} s"
         full = self._held.total() >= HELD or self._held[peer] >= (HELD_PER_CLIENT if slow else HELD // 2)
         self._held[peer] += 1
         try:
-            if full:
-                busy = OverloadedError(f"{self._held.total()} uploads are in progress already; try again shortly")
-                return None if await upload.hold(STALLED_S) else SlowUploadError(late) if slow else busy
-            if not slow:
-                came = await upload.hold(STALLED_S)
-                if came is None:
-                    came = await upload.hold(self._turn())
-                    if came is not None:
-                        self._next_at -= PACE_S  # it needs no turn
-                if came or (came is None and not self._is_slow(peer)):
-                    return None
-            return None if await upload.hold(HELD_S) else SlowUploadError(late)
+            came = await upload.hold(HELD_S if slow and not full else STALLED_S)
+            if came is None and not slow:
+                if full:
+                    return OverloadedError(f"{self._held.total()} uploads are in progress already; try again shortly")
+                came = await self._until_its_turn(peer, upload)
+            late = f"the upload is too slow: after earlier ones that were, it must come within {HELD_S:g} s"
+            return None if came else SlowUploadError(late)
         finally:
             self._held[peer] -= 1
             if not self._held[peer]:
                 del self._held[peer]
 
-    def _is_slow(self, peer: str) -> bool:
-        return self._slow_until.get(peer, 0.0) > asyncio.get_running_loop().time()
-
-    def _turn(self) -> float:
-        """Returns the seconds until the turn of one more unfinished upload comes."""
+    async def _until_its_turn(self, peer: str, upload: _Upload) -> bool:
+        """Returns whether an unfinished upload may go on: because it has become whole, or its turn has come."""
         now = asyncio.get_running_loop().time()
         turn = max(now, self._next_at)
         self._next_at = turn + PACE_S
-        return turn - now
+        if (came := await upload.hold(turn - now)) is not None:
+            self._next_at -= PACE_S  # it needs no turn
+            return came
+        # An upload of its address may have been called slow meanwhile.
+        return not self._is_slow(peer) or bool(await upload.hold(HELD_S))
+
+    def _is_slow(self, peer: str) -> bool:
+        return self._slow_until.get(peer, 0.0) > asyncio.get_running_loop().time()
 
 
 class _Upload:
@@ -110,7 +107,7 @@ class _Upload:
         self._receive, self._send = receive, send
         self._held: bytearray | None = None  # of the body; the application has not got it yet
         self._received = 0
-        self._complete = self._answered = self._left = False
+        self._complete = self._answered = False
         self._began = asyncio.get_running_loop().time()
         self.was_slow = False
 
@@ -123,7 +120,7 @@ class _Upload:
         try:
             async with asyncio.timeout(seconds):
                 while not self._complete and len(held) < HELD_BYTES:
-                    if self._left or (message := await self._next())["type"] == "http.disconnect":
+                    if (message := await self._next())["type"] == "http.disconnect":
                         return False
                     held += message.get("body", b"")
         except TimeoutError:
@@ -150,7 +147,6 @@ class _Upload:
     async def _next(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._left = True
             seconds = asyncio.get_running_loop().time() - self._began
             slow = seconds >= STALLED_S and self._received < HELD_BYTES / HELD_S * seconds
             # After an answer, whoever receives is told of a disconnection though the client may be there.
@@ -159,15 +155,3 @@ class _Upload:
             self._received += len(message.get("body", b""))
             self._complete = self._complete or not message.get("more_body", False)
         return message
-
-
-def _problem(error: MacerError, scope: Scope) -> Response:
-    """Returns the answer to an upload that is not passed on. Whoever still sends is not listened to."""
-    named = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-    headers = {"connection": "close", "x-request-id": named or str(uuid.uuid4())}
-    return problem(status_of(error), error.title, str(error), headers)
-
-
-def _has_body(scope: Scope) -> bool:
-    headers = dict(scope["headers"])
-    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"

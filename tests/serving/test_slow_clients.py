@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from macer_serve.serving import slow_clients
+from macer_serve.serving.proxy import ProblemsOnly
 from macer_serve.serving.slow_clients import HELD, HELD_BYTES, HELD_PER_CLIENT, PACE_S, HoldSlowUploads
 from macer_serve.serving.whole_uploads import ReceiveBodyFromScope, came_whole
 
@@ -28,7 +29,7 @@ class Proxy:
         self.asked, self.refusal, self.whole = 0, 408, False
         self.asked_at: list[float] = []
         self.head: Any = None
-        self.app = HoldSlowUploads(ReceiveBodyFromScope(self._application))
+        self.app: ASGIApp = HoldSlowUploads(ReceiveBodyFromScope(self._application))
 
     async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked, self.whole = self.asked + 1, came_whole(scope)
@@ -179,6 +180,7 @@ async def test_no_address_takes_all_places_and_a_flood_beyond_them_does_not_reac
 
 @proxied
 async def test_refusals_echo_the_request_id(proxy: Proxy) -> None:
+    proxy.app = ProblemsOnly(proxy.app)
     await proxy.send(SLOW, b"x")
     await proxy.send(SLOW, b"x", headers={b"content-length": b"9", b"x-request-id": b"mine"})
     assert dict(proxy.head["headers"])[b"x-request-id"] == b"mine"
