@@ -112,9 +112,9 @@ class _Upload:
         self.was_slow = False
 
     async def hold(self, seconds: float) -> bool | None:
-        """Returns True once the body is complete, or enough of it has come, and False once its client has left.
+        """Waits for the body. Returns True if it is complete or long enough, False if its client has left.
 
-        Returns None after so many seconds; what is there already is taken in any case.
+        Returns None if neither has happened after so many seconds.
         """
         held = self._held = bytearray() if self._held is None else self._held
         try:

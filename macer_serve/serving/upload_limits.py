@@ -52,7 +52,7 @@ class Uploads:
         self._uploads: set[_Upload] = set()
 
     async def read(self, request: Request, read: Callable[[Request], Awaitable[bytes]]) -> bytes:
-        """Returns what `read` makes of the request. An upload that came whole is not in progress.
+        """Returns what `read` makes of the request. An upload that came whole does not count against the limits.
 
         Raises `SlowUploadError` if the upload is too slow or had to make room, and `OverloadedError` if there is none.
         """

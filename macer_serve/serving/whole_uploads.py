@@ -24,7 +24,7 @@ def came_whole(scope: Scope) -> bool:
 
 
 class ReceiveBodyFromScope:
-    """Middleware of the application, to which a body in the scope is the one that it receives."""
+    """Gives the application the body that lies in the scope, and does not give it the same body a second time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
