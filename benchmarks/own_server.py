@@ -104,6 +104,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say which server is measured."""
     parser.add_argument("--running", type=Path, metavar="YAML", help="measure the server that was started of this file")
     parser.add_argument("--model", help="a model of that file (default: its first)")
+    parser.add_argument("--checkpoint", help="the checkpoint of the own server (default: the shipped one)")
     parser.add_argument("--server-cpus", metavar="LIST", help="cores of the own server, as taskset names them")
     parser.add_argument("--generator-cpus", metavar="LIST", help="cores of the load generator")
     parser.add_argument("--out", type=Path, help="write what is printed to this file, too")
@@ -123,6 +124,8 @@ def measured(options: argparse.Namespace, changes: dict[str, Any] | None = None)
 
     An own server is `macer serve` of deployments/smoothed.yaml, with `changes` to the arguments of its first model.
     """
+    if options.checkpoint:
+        changes = {"checkpoint": options.checkpoint, **(changes or {})}
     if options.running:
         yield described(options.running.resolve(), options.model)
         return

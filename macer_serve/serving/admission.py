@@ -35,6 +35,7 @@ class Rate:
         self.call_s, self._workers = call_s, workers
         self._votes, self._busy_s = initial, 1.0  # of all workers; half of them busy for a second are half a second
         self._in_flight, self._since = 0, 0.0  # passes
+        self._driven_until = 0.0  # a voter that drives a run may be silent so long
         self._silent_since: float | None = None  # no call has ended since, and some are in flight
 
     def sent(self, passes: int, now: float) -> None:
@@ -44,11 +45,22 @@ class Rate:
         if self._silent_since is None:
             self._silent_since = now
 
+    def lent(self, passes: int, for_s: float, now: float) -> None:
+        """Takes note that a run was sent, which a voter drives for `for_s` seconds with so many passes in work."""
+        self.sent(passes, now)
+        self._driven_until = now + for_s
+
     def counted(self, passes: int, votes: int, took_s: float, now: float) -> None:
         """Takes note that a call of so many votes has ended, `took_s` after it was sent."""
         self.dropped(passes, now)
         self._votes += votes
         self.call_s += 0.1 * (took_s - self.call_s)
+
+    def given_back(self, passes: int, votes: int, now: float) -> None:
+        """Takes note that a run has come back with so many votes more."""
+        self._driven_until = now
+        self.dropped(passes, now)
+        self._votes += votes
 
     def dropped(self, passes: int, now: float) -> None:
         """Takes note that a call has ended without votes."""
@@ -63,7 +75,7 @@ class Rate:
 
     def stalled_s(self, now: float) -> float:
         """Returns for how long no call has ended although one should have; 0 if counting goes on."""
-        silent = 0.0 if self._silent_since is None else now - self._silent_since
+        silent = 0.0 if self._silent_since is None else now - max(self._silent_since, self._driven_until)
         return silent if silent > self.patience_s else 0.0
 
     @property

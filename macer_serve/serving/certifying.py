@@ -74,8 +74,10 @@ async def certify_job(
 
     try:
         async with cutoffs.applied():
-            await served.voter.drive(job, run, model_input.x, proof.seed, voter, report)
+            watch = None if progress is None else report
+            run = await served.voter.drive(job, run, model_input.x, proof.seed, voter, watch)
     except TimeoutError:
+        run = job.run or run
         run.stop("deadline")
     return served.classifier.certificate(model_input, run, proof, voter.engine)
 

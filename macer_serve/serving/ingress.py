@@ -169,7 +169,7 @@ class Ingress:
                 # Counts before and after a request would show how many votes an answer took.
                 name: {"engine": voter.engine}
                 if (served := self._models[name]).settings.reveal != "radius"
-                else {"engine": voter.engine, "passes": served.voter.passes, "votes": served.voter.votes}
+                else {"engine": voter.engine, "calls": served.voter.calls, "votes": served.voter.votes}
                 for name, voter in zip(self._models, described, strict=True)
             },
         }

@@ -18,7 +18,8 @@ _EXPECTED_EXCESS = 0.25
 class Job:
     """A request in work, whose votes are to be counted before `deadline`, in seconds of the caller's clock.
 
-    `begin` gives it a run. `wake` is called after votes were counted and when `error` is set.
+    `begin` gives it a run; `watched` says that somebody wants to see the run grow. `wake` is called after votes were
+    counted and when `error` is set.
     """
 
     expected: Expected
@@ -26,6 +27,7 @@ class Job:
     turn: float
     in_time: bool  # whether it was to be expected, at its admission, that it would be finished by its deadline
     run: Certification | None = None
+    watched: bool = False
     x: FixedPoint | None = None
     seed: bytes = b""
     wake: Callable[[], None] = lambda: None
@@ -33,9 +35,11 @@ class Job:
     overtaken: int | None = None  # the number of copies that were handed out when a job came that goes before this one
     left: bool = False
 
-    def begin(self, run: Certification, x: FixedPoint, seed: bytes, wake: Callable[[], None]) -> None:
+    def begin(
+        self, run: Certification, x: FixedPoint, seed: bytes, wake: Callable[[], None], *, watched: bool = False
+    ) -> None:
         """Makes the job ask for copies of input `x` under `seed`, as `run` wants them."""
-        self.run, self.x, self.seed, self.wake = run, x, seed, wake
+        self.run, self.x, self.seed, self.wake, self.watched = run, x, seed, wake, watched
 
     @property
     def wants_copies(self) -> bool:
@@ -71,6 +75,29 @@ class Job:
     def variance(self) -> float:
         """The variance of `remaining`, in square votes."""
         return min(self.expected.deviation or 0.0, self.remaining) ** 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drive:
+    """A run that a voter drives by itself, for `for_s` seconds at most. Meanwhile `passes` passes are in work."""
+
+    job: Job
+    passes: int
+    small: bool
+    for_s: float
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [self.job]
+
+    @property
+    def turn(self) -> float:
+        return self.job.turn
+
+    @property
+    def of_use(self) -> bool:
+        """Whether the job still waits for the run."""
+        return self.job.wants_copies
 
 
 @dataclass(frozen=True, slots=True, eq=False)

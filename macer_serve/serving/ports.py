@@ -145,15 +145,18 @@ def guard_proxy() -> list[Any]:
 def keep_to_loopback() -> None:
     """Makes the gRPC port of this Serve replica listen on 127.0.0.1. To be called in the replica's constructor.
 
-    Serve opens the port on every address, and uses it only if requests between deployments go by gRPC; they go by Ray
-    here. Where an operator has chosen gRPC, the port stays as it is.
+    Serve opens the port on every address. In a cluster of several machines that sends requests by gRPC, other machines
+    need it, and it stays as it is.
     """
+    import ray
     from ray.serve._private import constants
     from ray.serve._private import replica as module
 
     replica: Any = module
 
-    if constants.RAY_SERVE_USE_GRPC_BY_DEFAULT or constants.RAY_SERVE_PROXY_USE_GRPC:
+    by_grpc = constants.RAY_SERVE_USE_GRPC_BY_DEFAULT or constants.RAY_SERVE_PROXY_USE_GRPC
+    here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    if by_grpc and here != "127.0.0.1":
         return
     add_port = replica.add_port_to_grpc_server
 

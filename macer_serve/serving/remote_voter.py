@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-
-from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.admission import Expectations, Expected, Rate
-from macer_serve.serving.jobs import Call, Job
+from macer_serve.serving.jobs import Call, Drive, Job
 from macer_serve.serving.problems import OverloadedError, UnavailableError
+from macer_serve.serving.repeated_calls import RepeatedCalls
 from macer_serve.serving.schedule import Schedule
-from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
+from macer_serve.serving.voter_replica import DriveRequest, VoterDescription, VoteRequest
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.noise import FixedPoint
 from macer_serve.smoothing.plan import Plan
@@ -26,11 +22,9 @@ from macer_serve.voters import Task
 
 log = logging.getLogger("ray.serve")
 
-_CALLS = 3  # in flight for the same result, at most
-_OVERTAKEN = 8  # times that a call is given more time because others go before it
 _DESCRIBED_S = 0.25  # a replica that has not described itself after this time is late
-_PAUSE_S = 1.0  # between repetitions of a failed call, at most
-_OTHER_ENGINES = 6  # refusals by replicas of another engine after which a run is given up
+_BACK_S = 0.05  # a driven run comes back so long before the deadline of its request
+_LEAST_DRIVE_S = 0.01
 _OTHER_ENGINE = "no voter of the engine that began this certificate is left; try again"
 
 
@@ -38,9 +32,9 @@ class RemoteVoter:
     """All replicas of one voter deployment, which must hold checkpoint `digest`.
 
     The calls of all requests are ordered by a `Schedule`, which keeps few in flight: a replica has its next passes at
-    hand, and the order of all further ones is still open. `passes` counts those that were sent since the start, `votes`
-    the noisy copies in them. `replaced` says that a replica holds another checkpoint, which only a restart of the
-    server can mend.
+    hand, and the order of all further ones is still open. `calls` counts those that were sent since the start, `votes`
+    the noisy copies that they asked for. `replaced` says that a replica holds another checkpoint, which only a restart
+    of the server can mend.
     """
 
     def __init__(self, handle: Any, replicas: int, digest: str) -> None:
@@ -51,11 +45,10 @@ class RemoteVoter:
         self._rate = Rate(1.0, 1.0, 1)
         self._expected = Expectations()
         self._restart_s = 0.0  # from the loss of the last voter to the first votes after it
-        self._lost_at: float | None = None  # when a replica was lost, if nothing was counted since
-        self._in_flight: dict[asyncio.Task[None], tuple[Call, Rate]] = {}
-        self.passes = self.votes = 0
+        self._calls = RepeatedCalls(_OTHER_ENGINE)
+        self._in_flight: dict[asyncio.Task[None], tuple[Call | Drive, Rate]] = {}
+        self.calls = self.votes = 0
         self.replaced = False
-        self._late: set[asyncio.Task[Any]] = set()  # calls that nobody waits for any more
 
     # --- what a replica says of itself --------------------------------------------------------------------------------
 
@@ -71,7 +64,7 @@ class RemoteVoter:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                voter: VoterDescription = await self._first(self._handle.describe.remote, _DESCRIBED_S)
+                voter: VoterDescription = await self._calls.first(self._handle.describe.remote, _DESCRIBED_S)
         except TimeoutError as error:
             raise UnavailableError("no voter answers; try again shortly", self._until_restarted()) from error
         self.replaced = voter.digest != self._digest
@@ -147,9 +140,9 @@ class RemoteVoter:
         x: FixedPoint,
         seed: bytes,
         voter: VoterDescription,
-        progress: Callable[[Certification], None] = lambda run: None,
-    ) -> None:
-        """Run the certification of `x` under `seed` to its end, or until the job's deadline; `progress` sees each step.
+        progress: Callable[[Certification], None] | None = None,
+    ) -> Certification:
+        """Returns the certification of `x` under `seed` at its end, or at the job's deadline; `progress` sees it grow.
 
         Every vote is by the engine described. Cancelling this coroutine and leaving the job give up what is in flight.
         Raises `UnavailableError` if no replica of that engine is left, or if no voter has counted in time.
@@ -157,7 +150,7 @@ class RemoteVoter:
         if self._voter is None or voter.engine != self._voter.engine:
             raise UnavailableError(_OTHER_ENGINE)
         counted = asyncio.Event()
-        job.begin(run, x, seed, counted.set)
+        job.begin(run, x, seed, counted.set, watched=progress is not None)
         self._send()
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + job.deadline - time.monotonic()):
@@ -166,24 +159,33 @@ class RemoteVoter:
                     counted.clear()
                     if job.error is not None:
                         raise job.error
-                    progress(run)
+                    run = job.run or run
+                    if progress is not None:
+                        progress(run)
         except TimeoutError:
-            if not run.drawn and (self._lost_at is not None or self._rate.stalled_s(time.monotonic())):
+            if not run.drawn and (self._calls.lost_at is not None or self._rate.stalled_s(time.monotonic())):
                 raise UnavailableError(
                     "no voter has counted in time; try again later", self._until_restarted()
                 ) from None
             run.stop("deadline")
             if run.drawn < job.expected.mean:
-                return  # it would have used more, and nobody knows how much
+                return run  # it would have used more, and nobody knows how much
         self._expected.learn(run.plan, run.most - run.plan.selection, run.drawn)
+        return run
 
     def _send(self) -> None:
         """Sends calls until enough are in flight, or nothing more is of use."""
         while (call := self._schedule.next_call(self._rate.speed)) is not None:
             now, rate = time.monotonic(), self._rate
-            rate.sent(call.passes, now)
-            self.passes, self.votes = self.passes + call.passes, self.votes + len(call)
-            sent = asyncio.create_task(self._vote(call, rate, now))
+            self.calls += 1
+            if isinstance(call, Drive):
+                for_s = max(_LEAST_DRIVE_S, min(call.for_s, call.job.deadline - _BACK_S - now))
+                rate.lent(call.passes, for_s, now)
+                sent = asyncio.create_task(self._lend(call, rate, for_s))
+            else:
+                rate.sent(call.passes, now)
+                self.votes += len(call)
+                sent = asyncio.create_task(self._vote(call, rate, now))
             self._in_flight[sent] = call, rate
             sent.add_done_callback(self._ended)
 
@@ -214,86 +216,39 @@ class RemoteVoter:
         def count() -> Any:
             return self._handle.count.remote(VoteRequest(tasks, engine, call.turn - time.monotonic(), call.small))
 
+        if (votes := await self._answer(call, count, rate.patience_s, rate)) is not None:
+            now = time.monotonic()
+            rate.counted(call.passes, len(call), now - sent_at, now)
+            self._schedule.count(call, votes)
+
+    async def _lend(self, call: Drive, rate: Rate, for_s: float) -> None:
+        """Has a voter drive a run for `for_s` seconds, or its error noted."""
+        job, run, x = call.job, call.job.run, call.job.x
+        assert self._voter is not None  # it was to be alone on it
+        assert run is not None
+        assert x is not None
+        engine = self._voter.engine
+
+        def drive() -> Any:
+            turn_s = call.turn - time.monotonic()
+            return self._handle.drive.remote(DriveRequest(run, x, job.seed, engine, turn_s, call.small, for_s))
+
+        if (back := await self._answer(call, drive, for_s + rate.patience_s, rate)) is not None:
+            rate.given_back(call.passes, back.drawn - run.drawn, time.monotonic())
+            self.votes += back.handed_out - run.handed_out
+            self._schedule.go_on(call, back)
+
+    async def _answer(self, call: Call | Drive, ask: Callable[[], Any], patience_s: float, rate: Rate) -> Any:
+        """Returns what a voter answers to a call. If it is an error, that is noted, and None is returned."""
         try:
-            votes = await self._first(count, rate.patience_s, lambda: self._schedule.overtaken(call))
+            answer = await self._calls.first(ask, patience_s, lambda: self._schedule.overtaken(call))
         except Exception as error:
             if isinstance(error, UnavailableError):
                 self._stale = True  # replicas may be those of another engine now
             rate.dropped(call.passes, time.monotonic())
             self._schedule.fail(call, error)
-            return
-        now = time.monotonic()
-        if self._lost_at is not None and rate.stalled_s(now):
-            self._restart_s = now - self._lost_at
-        self._lost_at = None
-        rate.counted(call.passes, len(call), now - sent_at, now)
-        self._schedule.count(call, votes)
-
-    async def _first(
-        self, call: Callable[[], Any], patience_s: float, overtaken: Callable[[], bool] = lambda: False
-    ) -> Any:
-        """Returns the first result of a call to a replica. The call is sent to a further replica each time it is late.
-
-        A call that is overtaken is not late so soon: the replica makes one pass in eight of the oldest call.
-        Votes are the same by whichever replica. The late call is left to its replica, so that Serve's router, which
-        sends to the replica with fewer calls, sends it nothing more.
-        """
-        calls = [asyncio.create_task(self._repeated(call))]
-        late: list[asyncio.Task[Any]] = []
-        waits = _OVERTAKEN
-        try:
-            while True:
-                done, _ = await asyncio.wait(calls, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-                if done:
-                    return done.pop().result()
-                if waits and overtaken():
-                    waits -= 1
-                    continue
-                late = list(calls)
-                if len(calls) < _CALLS:
-                    log.warning("a voter is late: another one is asked")
-                    calls.append(asyncio.create_task(self._repeated(call)))
-        finally:
-            for left in calls:
-                if left in late:
-                    self._late.add(left)
-                    left.add_done_callback(self._forget)
-                else:
-                    left.cancel()
-            await asyncio.gather(*(left for left in calls if left not in late), return_exceptions=True)
-
-    def _forget(self, late: asyncio.Task[Any]) -> None:
-        self._late.discard(late)
-        if not late.cancelled():
-            late.exception()  # nobody waits for it
-
-    async def _repeated(self, call: Callable[[], Any]) -> Any:
-        """Returns the result of a call. If its replica is lost, the call is repeated and gives the same result."""
-        others = 0
-        for attempt in itertools.count():
-            response = call()
-            try:
-                return await response
-            except asyncio.CancelledError:
-                response.cancel()
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                why = "the replica was stopped"  # Ray reports that, too, as a cancellation
-            except BackPressureError as error:
-                raise UnavailableError("the voters are overloaded; try again shortly") from error
-            except (RayError, DeploymentUnavailableError) as error:
-                # What the voter itself raised arrives as a RayTaskError that is also of the original's class.
-                if isinstance(error, EngineMismatchError):
-                    others += 1
-                    if others == _OTHER_ENGINES:
-                        raise UnavailableError(_OTHER_ENGINE) from error
-                elif isinstance(error, RayTaskError):
-                    raise
-                why = type(error).__name__
-            if asyncio.current_task() in self._late:
-                return None
-            self._lost_at = self._lost_at or time.monotonic()
-            log.warning("a voter is asked again: %s", why)
-            await asyncio.sleep(min(_PAUSE_S, 0.05 * 2**attempt))
-        raise AssertionError("unreachable")
+            return None
+        lost_at, self._calls.lost_at = self._calls.lost_at, None
+        if lost_at is not None and rate.stalled_s(now := time.monotonic()):
+            self._restart_s = now - lost_at
+        return answer

@@ -5,12 +5,16 @@ job = schedule.admit(expected, budget=60.0, now=0.0, speed=speed)   # now in sec
 job.begin(run, x, seed)
 call = schedule.next_call(speed)                     # None if enough is in flight, or no run can use more votes
 schedule.count(call, votes)                          # the votes of each piece; the jobs' runs move on
+schedule.go_on(call, run)                            # or, if the call is a `Drive`, the run that has come back
 schedule.leave(job)
 
 Each request has a turn: its arrival plus ten times the time that it would take alone, or its deadline if that is
 earlier. Requests go in the order of their turns, and so do their passes at the voter: short requests overtake long ones
 at every pass. Hence a call may hold several passes of a long request, which saves most of what calls cost. Copies far
 beyond a run's next look may turn out to be of no use. They only fill passes for which nothing else is needed.
+
+A request that is alone, or short and before all others, shares no passes. Its run goes to a voter, which looks at the
+votes of each pass and makes the next: that saves the time of a call between two looks.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from macer_serve.serving.admission import Expected, Speed
-from macer_serve.serving.jobs import Call, Job
+from macer_serve.serving.jobs import Call, Drive, Job
+from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.votes import Draw, Votes
 from macer_serve.smoothing.window import EARLY_PASSES
 from macer_serve.voters.packing import SMALL_PASSES, passes_of
@@ -40,6 +45,11 @@ _CALL_S = 0.2
 _YIELDING_S = 1.0
 # A replica has so many calls at hand, or one pass more than it has workers.
 _CALLS = 2
+# A voter gives back a run that it drives after so many seconds. It is less if another voter could take over when this
+# one hangs, and if somebody watches the run.
+_DRIVE_S = 2.0
+_DRIVE_AMONG_OTHERS_S = 0.5
+_DRIVE_WATCHED_S = 0.3
 
 
 @dataclass(slots=True)
@@ -53,7 +63,7 @@ class Schedule:
     workers: int
     replicas: int
     jobs: dict[Job, None] = field(default_factory=dict)
-    _in_flight: dict[Call, None] = field(default_factory=dict)
+    _in_flight: dict[Call | Drive, None] = field(default_factory=dict)
     _again: deque[Call] = field(default_factory=deque)
 
     def admit(self, expected: Expected, budget: float, now: float, speed: Speed) -> Job:
@@ -96,12 +106,16 @@ class Schedule:
                 wait = max(wait, job.turn - turn)
         return max(wait, before / usable - (budget - speed.call_s))
 
-    def next_call(self, speed: Speed) -> Call | None:
+    def next_call(self, speed: Speed) -> Call | Drive | None:
         """Returns the next call to send to a voter; None if nothing is of use, or what goes before it is enough."""
+        if (drive := self._to_be_driven(speed)) is not None:
+            self._in_flight[drive] = None
+            return drive
         while self._again:
             if (again := self._again.popleft()).of_use:
                 return self._sent(again)
-        ready = sorted((job for job in self.jobs if job.wants_copies), key=lambda job: job.turn)
+        away = {call.job for call in self._in_flight if isinstance(call, Drive)}
+        ready = sorted((job for job in self.jobs if job.wants_copies and job not in away), key=lambda job: job.turn)
         if not ready:
             return None
         needs = {job: self._needs(job, len(ready)) for job in ready}
@@ -124,23 +138,30 @@ class Schedule:
         for job in call.jobs:
             job.wake()
 
+    def go_on(self, call: Drive, run: Certification) -> None:
+        """Takes back a run, as far as a voter has driven it."""
+        self.drop(call)
+        if call.job.wants_copies:
+            call.job.run = run
+        call.job.wake()
+
     def give_up(self, job: Job, error: Exception) -> None:
         """Ends the job by an error."""
         job.error = error
         job.wake()
 
-    def fail(self, call: Call, error: Exception) -> None:
+    def fail(self, call: Call | Drive, error: Exception) -> None:
         """Gives the error to the job that caused it. The jobs of a shared call are each tried alone first."""
         self.drop(call)
         jobs = call.jobs
-        if len(jobs) == 1:
+        if len(jobs) == 1 or isinstance(call, Drive):
             self.give_up(jobs[0], error)
         else:
             sizes = self.batch_sizes[:1] if call.small else self.batch_sizes
             alone = ([piece for piece in call.pieces if piece[0] is job] for job in jobs)
             self._again.extend(self._call(pieces, sizes) for pieces in alone)
 
-    def drop(self, call: Call) -> None:
+    def drop(self, call: Call | Drive) -> None:
         """Forgets a call that has ended."""
         del self._in_flight[call]
 
@@ -150,13 +171,29 @@ class Schedule:
         passes = passes_of(sum(len(draw) for _, draw in pieces), sizes)
         return Call(tuple(pieces), len(passes), small=len(sizes) == 1)
 
-    def overtaken(self, call: Call) -> bool:
+    def overtaken(self, call: Call | Drive) -> bool:
         """Returns whether a call in flight goes before this one, so that it may have to wait."""
         return any(other.turn < call.turn for other in self._in_flight)
 
     def _sent(self, call: Call) -> Call:
         self._in_flight[call] = None
         return call
+
+    def _to_be_driven(self, speed: Speed) -> Drive | None:
+        """Returns the run that a voter is to drive: that of the first job, if none of its copies are in flight.
+
+        Beside other jobs only if it is short: a long one shares its passes. Among several replicas likewise: all of
+        them together would finish a long one sooner.
+        """
+        job = min(self.jobs, key=lambda job: job.turn, default=None)
+        if job is None or not job.wants_copies or any(job in call.jobs for call in self._in_flight):
+            return None
+        for_s = _DRIVE_S if self.replicas == 1 else _DRIVE_AMONG_OTHERS_S
+        short = job.remaining <= for_s * speed.votes_per_s / self.replicas
+        if not short and (self.replicas > 1 or len(self.jobs) > 1):
+            return None
+        passes = self.workers + self.replicas  # as many as are enough
+        return Drive(job, passes, self._yields(job, speed), min(for_s, _DRIVE_WATCHED_S) if job.watched else for_s)
 
     def _enough_before(self, turn: float) -> bool:
         """Returns whether the calls in flight that go before a job of this turn keep the voters at work."""

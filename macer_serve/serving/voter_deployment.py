@@ -13,7 +13,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from macer_serve.serving.ports import keep_to_loopback
 from macer_serve.serving.voter_model import VoterModel
-from macer_serve.serving.voter_replica import ModelVoter, VoterDescription, VoteRequest
+from macer_serve.serving.voter_replica import DriveRequest, ModelVoter, VoterDescription, VoteRequest
+from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.votes import Votes
 
 log = logging.getLogger("ray.serve")
@@ -54,6 +55,10 @@ class VoterDeployment:
     async def count(self, model: VoterModel, request: VoteRequest) -> list[Votes]:
         """Returns the votes of the request. Raises as `ModelVoter.count` does."""
         return await (await self._voter(model)).count(request)
+
+    async def drive(self, model: VoterModel, request: DriveRequest) -> Certification:
+        """Returns the run of the request as far as it has come. Raises as `ModelVoter.drive` does."""
+        return await (await self._voter(model)).drive(request)
 
     async def _voter(self, model: VoterModel) -> ModelVoter:
         """Returns the warm voter of a model; it is loaded aside if there is none yet."""

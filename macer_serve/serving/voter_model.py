@@ -33,6 +33,7 @@ class ModelHandle:
     def __init__(self, handle: Any, model: VoterModel) -> None:
         self.describe = _Method(handle.describe, model)
         self.count = _Method(handle.count, model)
+        self.drive = _Method(handle.drive, model)
 
 
 @dataclass(frozen=True, slots=True)

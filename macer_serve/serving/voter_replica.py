@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from macer_serve.checkpoint import load_checkpoint
 from macer_serve.checkpoint.pinned import pinned
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.voter_model import VoterModel
+from macer_serve.smoothing.certification import Certification
+from macer_serve.smoothing.noise import FixedPoint
 from macer_serve.smoothing.votes import Votes
-from macer_serve.voters import Task, open_voter
+from macer_serve.voters import Task, drive, open_voter
 
 log = logging.getLogger("ray.serve")
+
+_DRIVERS = 16  # runs driven at a time: one of each ingress replica, and those of clients that have left
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,19 @@ class VoteRequest:
     engine: str
     turn_s: float
     small: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DriveRequest:
+    """A run to be driven for input `x` under `seed`, to its end or for `for_s` seconds. See `VoteRequest`."""
+
+    run: Certification
+    x: FixedPoint
+    seed: bytes
+    engine: str
+    turn_s: float
+    small: bool
+    for_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +72,7 @@ class ModelVoter:
         began = time.monotonic()
         config, classifier = load_checkpoint(pinned(model.digest, model.checkpoint))
         self._voter = open_voter(classifier, sigma=config.sigma, noise=model.noise, options=model.options)
+        self._drivers = ThreadPoolExecutor(_DRIVERS, "driver")
         self._digest = config.digest
         self._start_s = time.monotonic() - began
         log.info("voter %s: %s", config.name, self._voter.engine)
@@ -74,12 +94,43 @@ class ModelVoter:
 
         Raises `EngineMismatchError` if this is not the engine that computed the request's other votes.
         """
-        if request.engine != self._voter.engine:
-            log.error("refusing votes: this replica is %s, the request is on %s", self._voter.engine, request.engine)
-            raise EngineMismatchError(f"this voter is {self._voter.engine}, not {request.engine}")
+        self._require(request.engine)
         turn = time.monotonic() + request.turn_s
         return await asyncio.wrap_future(self._voter.submit(request.tasks, turn, small=request.small))
+
+    async def drive(self, request: DriveRequest) -> Certification:
+        """Returns the run of the request as far as it has come; every vote that it has asked for is counted.
+
+        Raises as `count` does.
+        """
+        self._require(request.engine)
+        run, turn, halted = request.run, time.monotonic() + request.turn_s, threading.Event()
+
+        def driven() -> None:
+            drive(
+                run,
+                request.x,
+                request.seed,
+                self._voter,
+                turn=turn,
+                small=request.small,
+                for_s=request.for_s,
+                halted=halted.is_set,
+            )
+
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._drivers, driven)
+        finally:
+            halted.set()  # whoever asked may have left
+        return run
+
+    def _require(self, engine: str) -> None:
+        """Raise `EngineMismatchError` unless the voter is of this engine."""
+        if engine != self._voter.engine:
+            log.error("refusing votes: this replica is %s, the request is on %s", self._voter.engine, engine)
+            raise EngineMismatchError(f"this voter is {self._voter.engine}, not {engine}")
 
     def close(self) -> None:
         """Ends the voter's threads, after the passes that they have begun."""
         self._voter.close()
+        self._drivers.shutdown()

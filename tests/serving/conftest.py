@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -30,6 +30,7 @@ from torch import nn
 
 from macer_serve.checkpoint import load_model, save_checkpoint
 from macer_serve.issuing import Issuer
+from macer_serve.serving.environment import BY_GRPC
 
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted((ROOT / "tests" / "images").glob("*.png"))
@@ -54,6 +55,7 @@ class Server:
         issuer: Issuer,
         command: Sequence[str] = ("serve", "run", "--address", "local"),
         port: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         # Ray's sockets lie here, and a socket's path holds 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="mr", dir="/tmp"))
@@ -72,6 +74,7 @@ class Server:
             "RAY_worker_niceness": "0",  # Ray's 15 leaves a server behind the tests that run beside it
             "OMP_WAIT_POLICY": "PASSIVE",
             "XDG_CACHE_HOME": str(self.folder / "cache"),
+            **(environment or {}),
         }
         self._log = (self.folder / "serve.log").open("wb")
         self._process = subprocess.Popen(
@@ -170,9 +173,9 @@ def shipped_config() -> dict[str, Any]:
 
 
 @contextmanager
-def running(config: dict[str, Any], *command: str) -> Iterator[Server]:
+def running(config: dict[str, Any], *command: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A server of the configuration, ready, for as long as the context lasts; `serve run` unless `command` is given."""
-    server = Server(config, issuer(), *([command] if command else []))
+    server = Server(config, issuer(), *([command] if command else []), environment=environment)
     try:
         server.wait_until_ready()
         yield server
@@ -204,7 +207,10 @@ def quick_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(quick_checkpoint: Path) -> Iterator[Server]:
-    """Two models: `cifar10` as shipped, and `quick`, on two replicas of torch, uncompiled and with fewer votes."""
+    """Two models: `cifar10` as shipped, and `quick`, on two replicas of torch, uncompiled and with fewer votes.
+
+    Requests go between its processes as under `macer serve`. Under the other `serve run` of these tests they do not.
+    """
     config = shipped_config()
     arguments = config["applications"][0]["args"]
     arguments["limits"] = {"concurrent": 8, "timeout_s": 150}
@@ -217,7 +223,7 @@ def server(quick_checkpoint: Path) -> Iterator[Server]:
         "num_cpus": 0,
         "voter": {"engine": "torch", "workers": 1, "compile": False},
     }
-    with running(config) as server:
+    with running(config, environment=BY_GRPC) as server:
         yield server
 
 
@@ -228,9 +234,9 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield own
 
 
-def passes_of(client: httpx.Client, model: str) -> int:
-    """Returns the forward passes that the model's voters have made."""
-    return client.get("/readyz").json()["models"][model]["passes"]  # type: ignore[no-any-return]
+def calls_of(client: httpx.Client, model: str) -> int:
+    """Returns the calls that were sent to the model's voters."""
+    return client.get("/readyz").json()["models"][model]["calls"]  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")

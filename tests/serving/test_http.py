@@ -15,9 +15,10 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
-from serving.conftest import passes_of
+from serving.conftest import calls_of
 
 from macer_serve.issuing import Issuer
 from macer_serve.serving.schemas import Answer
@@ -290,6 +291,12 @@ def test_headers_that_would_lift_ray_s_time_out_do_not_lift_the_deadline(
         assert answer.json()["stopped"] == "deadline"
 
 
+def computed(server: Any) -> float:
+    """Returns the seconds of processor time that the voter of `cifar10` has taken."""
+    times = [psutil.Process(pid).cpu_times() for pid in server.processes("ray::ServeReplica:macer:voter-cifar10")]
+    return sum(taken.user + taken.system for taken in times)
+
+
 @pytest.mark.parametrize("stream", ["", "&stream=true"])
 @pytest.mark.parametrize("header", ["", "x-request-disconnect-disabled: ?1\r\n"])
 def test_a_client_that_leaves_frees_the_voter(
@@ -297,18 +304,19 @@ def test_a_client_that_leaves_frees_the_voter(
 ) -> None:
     """With Ray's cancelling switched off by the client, too."""
 
-    before = passes_of(client, "cifar10")
+    before = calls_of(client, "cifar10")
     with socket.create_connection(("127.0.0.1", server.port)) as leaving:
         head = f"POST /predict?tolerance=1e-6&n=100000{stream} HTTP/1.1\r\nHost: localhost\r\n{header}"
         leaving.sendall(
             f"{head}Content-Type: image/png\r\nContent-Length: {len(images[1])}\r\n\r\n".encode() + images[1]
         )
-        while passes_of(client, "cifar10") == before:
+        while calls_of(client, "cifar10") == before:
             pass
     certify(client, images[2], model="cifar10", tolerance=1e-6)
-    made = passes_of(client, "cifar10")
-    time.sleep(2)  # in which many more would be made of the 400 that the one who left has asked for
-    assert passes_of(client, "cifar10") == made
+    made, began = calls_of(client, "cifar10"), computed(server)
+    time.sleep(2)
+    assert computed(server) - began < 1  # of the four seconds that two cores would spend on the one who left
+    assert calls_of(client, "cifar10") == made
 
 
 def test_more_requests_than_places_are_asked_to_come_back(
@@ -370,14 +378,14 @@ def test_a_voter_lost_in_the_middle_changes_no_certificate(
     """One of two replicas, then the only one: its draws are made again elsewhere, or by its successor."""
     expected = certify(client, images[3], model)["certificate"]
     replicas = server.processes(f"ray::ServeReplica:macer:voter-{model}")
-    before = passes_of(client, model)
+    before = calls_of(client, model)
 
     def ask(_: int) -> httpx.Response:
         return client.post("/predict", params={"model": model}, content=images[3], headers=PNG)
 
     with ThreadPoolExecutor(3) as threads:
         asked = [threads.submit(ask, i) for i in range(3)]
-        while passes_of(client, model) == before and not all(future.done() for future in asked):
+        while calls_of(client, model) == before and not all(future.done() for future in asked):
             pass
         os.kill(replicas[0], signal.SIGKILL)
         answers = [future.result() for future in asked]

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving.conftest import passes_of
+from serving.conftest import calls_of
 
 from macer_serve.serving.connection import FIELDS, HEAD_BYTES, HEAD_S, URL_BYTES
 from macer_serve.serving.hosts import trusted
@@ -243,9 +243,9 @@ def test_what_serve_answers_itself_is_a_problem(server: Any, client: httpx.Clien
         )
 
     asking = threading.Thread(target=ask)
-    before = passes_of(client, "cifar10")
+    before = calls_of(client, "cifar10")
     asking.start()
-    while passes_of(client, "cifar10") == before:  # the request takes many seconds
+    while calls_of(client, "cifar10") == before:  # the request takes many seconds
         time.sleep(0.05)
     os.kill(ingress, signal.SIGKILL)
     asking.join()

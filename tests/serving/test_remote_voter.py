@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -17,7 +20,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.problems import OverloadedError, UnavailableError
 from macer_serve.serving.remote_voter import RemoteVoter
-from macer_serve.serving.voter_replica import VoterDescription, VoteRequest
+from macer_serve.serving.voter_replica import DriveRequest, VoterDescription, VoteRequest
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.votes import Draw, Votes
@@ -31,7 +34,8 @@ VOTER = VoterDescription(
     start_s=5.0,
 )
 PLAN, X = Plan(n0=100, n=1000, alpha=0.001), np.zeros((2, 2, 3), np.int32)
-Behaviour = Callable[[VoteRequest], Coroutine[Any, Any, list[Votes]]]
+Request = VoteRequest | DriveRequest
+Behaviour = Callable[[Request], Coroutine[Any, Any, Any]]
 
 
 class Response:
@@ -53,9 +57,9 @@ class Handle:
     def __init__(self, count: Behaviour, describe: VoterDescription | Exception = VOTER) -> None:
         self._count, self._described = count, describe
         self.responses: list[Response] = []
-        self.count = self.describe = self  # `handle.count.remote(...)`, `handle.describe.remote()`
+        self.count = self.drive = self.describe = self  # `handle.count.remote(...)`, `handle.describe.remote()`
 
-    def remote(self, request: VoteRequest | None = None) -> Response:
+    def remote(self, request: Request | None = None) -> Response:
         response = Response(self._describe() if request is None else self._count(request))
         self.responses.append(response)
         return response
@@ -72,8 +76,13 @@ def votes_of(draw: Draw) -> Votes:
     return np.bincount(copies.astype(np.int64), minlength=3)
 
 
-async def honest(request: VoteRequest) -> list[Votes]:
-    return [votes_of(task.draw) for task in request.tasks]
+async def honest(request: Request) -> Any:
+    if isinstance(request, VoteRequest):
+        return [votes_of(task.draw) for task in request.tasks]
+    run: Certification = pickle.loads(pickle.dumps(request.run))
+    while isinstance(draw := run.wants(64), Draw):
+        run.add(draw, votes_of(draw))
+    return run
 
 
 def mismatch() -> Exception:
@@ -89,22 +98,29 @@ def certification() -> Certification:
     return Certification(PLAN, classes=3, sigma=0.25)
 
 
-async def driven(handle: Handle, run: Certification, budget_s: float = 60.0) -> None:
+async def driven(handle: Handle, budget_s: float = 60.0) -> Certification:
     voter = RemoteVoter(handle, 2, "sha256:a")
     described = await voter.describe()
     with voter.admitted(PLAN, 1000, budget_s) as job:
-        await voter.drive(job, run, X, b"s" * 16, described)
+        return await voter.drive(job, certification(), X, b"s" * 16, described)
 
 
 def drive(count: Behaviour, budget_s: float = 60.0) -> tuple[Certification, Handle]:
-    handle, run = Handle(count), certification()
-    asyncio.run(driven(handle, run, budget_s))
-    return run, handle
+    handle = Handle(count)
+    return asyncio.run(driven(handle, budget_s)), handle
+
+
+@pytest.fixture(params=[True, False], ids=["lent", "calls"])
+def lent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a voter drives the run, which is alone, or is asked for its votes call by call."""
+    if not request.param:
+        monkeypatch.setattr("macer_serve.serving.schedule._DRIVE_AMONG_OTHERS_S", 0.0)  # no run is so short
+    return bool(request.param)
 
 
 @pytest.fixture(autouse=True)
 def short_pauses_and_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("macer_serve.serving.remote_voter._PAUSE_S", 0.01)
+    monkeypatch.setattr("macer_serve.serving.repeated_calls._PAUSE_S", 0.01)
     monkeypatch.setattr("macer_serve.serving.schedule._CALL_S", 0.0)  # calls of one pass
 
 
@@ -116,14 +132,16 @@ def short_pauses_and_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: NodeDiedError("node"),
         lambda: DeploymentUnavailableError(DeploymentID("voter", "macer")),
         lambda: asyncio.CancelledError(),  # how a replica that is being stopped answers
+        lambda: AioRpcError(StatusCode.CANCELLED, Metadata(), Metadata()),  # by gRPC
         mismatch,
+        lambda: EngineMismatchError("as gRPC brings it"),
     ],
 )
-def test_a_lost_draw_is_asked_for_again_and_no_vote_changes(failure: Callable[[], BaseException]) -> None:
+def test_what_is_lost_is_asked_for_again_and_no_vote_changes(failure: Callable[[], BaseException], lent: bool) -> None:
     undisturbed, _ = drive(honest)
-    failures = iter([True, False, True, True, False, True])
+    failures = iter([True, True, False, True, False, True])
 
-    async def flaky(request: VoteRequest) -> list[Votes]:
+    async def flaky(request: Request) -> Any:
         if next(failures, False):
             raise failure()
         return await honest(request)
@@ -131,19 +149,20 @@ def test_a_lost_draw_is_asked_for_again_and_no_vote_changes(failure: Callable[[]
     disturbed, handle = drive(flaky)
     assert disturbed.claim() == undisturbed.claim()
     assert disturbed.claim().class_id == 1
-    assert len(handle.responses) == 1 + 18 + 4  # a description, 1,100 votes in passes of 64, and four lost ones
+    # A description; the run and twice that it is lost; or 1,100 votes in passes of 64, of which four are lost.
+    assert len(handle.responses) == (1 + 1 + 2 if lent else 1 + 18 + 4)
 
 
-def test_a_run_is_given_up_if_only_voters_of_another_engine_answer() -> None:
-    async def other(request: VoteRequest) -> list[Votes]:
+def test_a_run_is_given_up_if_only_voters_of_another_engine_answer(lent: bool) -> None:
+    async def other(request: Request) -> Any:
         raise mismatch()
 
     with pytest.raises(UnavailableError, match="no voter of the engine"):
         drive(other)
 
 
-def test_a_request_waits_for_a_lost_voter_until_its_deadline_and_is_told_when_to_come_back() -> None:
-    async def lost(request: VoteRequest) -> list[Votes]:
+def test_a_request_waits_for_a_lost_voter_until_its_deadline_and_is_told_when_to_come_back(lent: bool) -> None:
+    async def lost(request: Request) -> Any:
         raise ActorDiedError
 
     with pytest.raises(UnavailableError, match="no voter has counted in time") as caught:
@@ -151,10 +170,10 @@ def test_a_request_waits_for_a_lost_voter_until_its_deadline_and_is_told_when_to
     assert 1 <= caught.value.retry_after_s <= VOTER.start_s
 
 
-def test_a_request_outlives_the_restart_of_the_only_voter() -> None:
+def test_a_request_outlives_the_restart_of_the_only_voter(lent: bool) -> None:
     gone = asyncio.Event()
 
-    async def restarting(request: VoteRequest) -> list[Votes]:
+    async def restarting(request: Request) -> Any:
         if not gone.is_set():
             asyncio.get_running_loop().call_later(1.5, gone.set)
             await gone.wait()
@@ -165,41 +184,41 @@ def test_a_request_outlives_the_restart_of_the_only_voter() -> None:
     assert run.claim() == drive(honest)[0].claim()
 
 
-def test_a_hung_replica_delays_a_run_by_less_than_two_seconds_and_gets_no_more_work() -> None:
-    asked: list[VoteRequest] = []
+def test_a_hung_replica_delays_a_run_by_less_than_two_seconds_and_gets_no_more_work(lent: bool) -> None:
+    asked: list[Request] = []
 
-    async def hangs_at_first(request: VoteRequest) -> list[Votes]:
+    async def hangs_at_first(request: Request) -> Any:
         asked.append(request)
-        if len(asked) == 3:
+        if len(asked) == (1 if lent else 3):
             await asyncio.Event().wait()
         return await honest(request)
 
     async def timed() -> tuple[Certification, float, int]:
-        run, handle = certification(), Handle(hangs_at_first)
+        handle = Handle(hangs_at_first)
         began = time.monotonic()
-        await driven(handle, run)
+        run = await driven(handle)
         took = time.monotonic() - began
         # The hung call is left to its replica: Serve's router then sees that replica as busy.
         return run, took, sum(response.cancelled for response in handle.responses)
 
     run, took, cancelled = asyncio.run(timed())
     assert run.claim() == drive(honest)[0].claim()
-    assert took < 2  # a bound of the guarantee, which waits for one second
+    assert took < 2  # a bound of the guarantee, which waits for a second, and half a second for a run that is driven
     assert cancelled == 0
 
 
 def test_overload_is_said_at_once() -> None:
-    async def overloaded(request: VoteRequest) -> list[Votes]:
+    async def overloaded(request: Request) -> Any:
         raise BackPressureError(5, 5)
 
     with pytest.raises(UnavailableError, match="overloaded"):
         drive(overloaded)
 
 
-def test_a_defect_of_the_voter_is_not_repeated() -> None:
+def test_a_defect_of_the_voter_is_not_repeated(lent: bool) -> None:
     asked = []
 
-    async def broken(request: VoteRequest) -> list[Votes]:
+    async def broken(request: Request) -> Any:
         asked.append(request)
         raise defect()
 
@@ -208,8 +227,8 @@ def test_a_defect_of_the_voter_is_not_repeated() -> None:
     assert len(asked) <= 4  # the window
 
 
-def test_cancelling_a_run_cancels_every_draw_in_flight() -> None:
-    async def never(request: VoteRequest) -> list[Votes]:
+def test_cancelling_a_run_cancels_whatever_is_in_flight(lent: bool) -> None:
+    async def never(request: Request) -> Any:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -217,13 +236,13 @@ def test_cancelling_a_run_cancels_every_draw_in_flight() -> None:
         handle = Handle(never)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await driven(handle, certification())
+                await driven(handle)
         await asyncio.sleep(0.1)
         assert len(asyncio.all_tasks()) == 1  # nothing runs on
         return handle
 
     handle = asyncio.run(cancelled_in_the_middle())
-    assert len(handle.responses) == 1 + 4
+    assert len(handle.responses) == (1 + 1 if lent else 1 + 4)
     assert all(response.cancelled for response in handle.responses[1:])
 
 
@@ -241,7 +260,7 @@ def test_a_voter_that_does_not_answer_is_unavailable(failure: Exception) -> None
 
 
 def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
-    async def slow(request: VoteRequest) -> list[Votes]:
+    async def slow(request: Request) -> Any:
         await asyncio.sleep(0.2)
         return await honest(request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 import itertools
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ import numpy.typing as npt
 import pytest
 
 from macer_serve.serving.admission import Expectations, Expected, Rate, Speed
-from macer_serve.serving.jobs import Call, Job
+from macer_serve.serving.jobs import Call, Drive, Job
 from macer_serve.serving.schedule import Schedule
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.votes import Draw, Votes
+from macer_serve.smoothing.window import Window
 from macer_serve.voters import Task
 from macer_serve.voters.calls import Call as VoterCall
 from macer_serve.voters.calls import Calls, hard_votes
@@ -59,7 +61,7 @@ class Simulation:
     def __post_init__(self) -> None:
         self.schedule = Schedule(BATCH_SIZES, self.workers, 1)
         self.calls = Calls()
-        self.sent: dict[VoterCall, tuple[Call, float]] = {}
+        self.sent: dict[VoterCall, tuple[Call, float] | Driver] = {}
         self.rate = Rate(RATE, 2 * BATCH_SIZES[-1] / RATE, self.workers)
         self.expected = Expectations()
         self.busy = 0
@@ -93,6 +95,8 @@ class Simulation:
         arrived = self.now
 
         def wake() -> None:
+            run = job.run
+            assert run is not None
             if run.done and not job.left:
                 self.schedule.leave(job)
                 self.finished.append((arrived, job.deadline, self.now, run.drawn))
@@ -112,14 +116,18 @@ class Simulation:
 
     def _send(self) -> None:
         while (call := self.schedule.next_call(self.rate.speed)) is not None:
+            if isinstance(call, Drive):
+                self.rate.lent(call.passes, call.for_s, self.now)
+                Driver(self, call).go_on()
+                continue
             self.rate.sent(call.passes, self.now)
-            self.computed += len(call)
             tasks = tuple(Task(X, job.seed, draw) for job, draw in call.pieces)
             asked = VoterCall(tasks, 3, packed(tasks, BATCH_SIZES[: 1 if call.small else None]), call.turn)
             self.sent[asked] = (call, self.now)
             self.calls.add(asked)
         while self.busy < self.workers and (found := self.calls.next_pass()) is not None:
             self.busy += 1
+            self.computed += sum(len(draw) for _, draw in found[1])
             size = next(size for size in BATCH_SIZES if size >= sum(len(draw) for _, draw in found[1]))
             self.at(self.now + size * self.workers / RATE, "votes", found)
 
@@ -127,9 +135,51 @@ class Simulation:
         self.busy -= 1
         asked.count(batch, np.concatenate([logits_of(draw, asked.tasks[i].seed) for i, draw in batch]))
         if asked.votes.done():
-            call, sent_at = self.sent.pop(asked)
+            if isinstance(sent := self.sent.pop(asked), Driver):
+                sent.go_on()
+                return
+            call, sent_at = sent
             self.rate.counted(call.passes, len(call), self.now - sent_at, self.now)
             self.schedule.count(call, asked.votes.result())
+
+
+class Driver:
+    """A run that the computed voter drives, as `drive` does."""
+
+    def __init__(self, simulation: Simulation, lent: Drive) -> None:
+        self.simulation, self.lent, self.run = simulation, lent, copy.deepcopy(lent.job.run)
+        assert self.run is not None
+        self.end, self.over = min(simulation.now + lent.for_s, lent.job.deadline - 0.05), False
+        self.pass_s = 0.0
+        self.submitted: dict[VoterCall, float] = {}
+        self.window: Window[VoterCall] = Window(self.run, BATCH_SIZES[: 1 if lent.small else None], simulation.workers)
+
+    def go_on(self) -> None:
+        """Counts the passes that are there, and asks for more, or gives the run back."""
+        assert self.run is not None
+        if self.over:
+            return
+        while (oldest := self.window.oldest) is not None and oldest.votes.done():
+            self.window.count(oldest.votes.result())
+            self.pass_s = self.simulation.now - self.submitted.pop(oldest)
+        if self.simulation.now + self.pass_s < self.end:
+            self.window.fill(self.submit)
+        if self.run.done or self.lent.job.left or self.window.oldest is None:
+            self.over = True
+            for left in self.window.drain():
+                left.votes.cancel()
+            before = self.lent.job.run
+            assert before is not None
+            self.simulation.rate.given_back(self.lent.passes, self.run.drawn - before.drawn, self.simulation.now)
+            self.simulation.schedule.go_on(self.lent, self.run)
+
+    def submit(self, draws: list[Draw]) -> VoterCall:
+        tasks = [Task(X, self.lent.job.seed, draw) for draw in draws]
+        call = VoterCall(tuple(tasks), 3, packed(tasks, BATCH_SIZES), self.lent.turn)
+        self.simulation.sent[call] = self
+        self.submitted[call] = self.simulation.now
+        self.simulation.calls.add(call)
+        return call
 
 
 def latencies(simulation: Simulation, n_at_most: int) -> list[float]:
@@ -209,13 +259,14 @@ def test_a_request_that_finds_nobody_in_work_is_admitted_however_long_it_takes()
 
 
 def test_the_error_of_one_input_reaches_no_request_that_shares_its_pass() -> None:
-    schedule = Schedule((64, 256), 1, 1)
-    runs = [Certification(SHORT[0], classes=3, sigma=0.25, cap=60) for _ in range(2)]
-    jobs = [schedule.admit(Expected(160, 160), 60.0, 0.0, SPEED) for _ in runs]
+    schedule = Schedule((64, 256), 2, 2)
+    runs = [Certification(SHORT[0], classes=3, sigma=0.25) for _ in range(2)]
+    jobs = [schedule.admit(Expected(10_000, 10_000), 60.0, 0.0, SPEED) for _ in runs]  # too long to be lent
     for job, run in zip(jobs, runs, strict=True):
         job.begin(run, X, b"", lambda: None)
     broken = ValueError("no class there")
     while (made := schedule.next_call(SPEED)) is not None:
+        assert isinstance(made, Call)
         if jobs[0] in made.jobs:
             schedule.fail(made, broken)
         else:
@@ -225,16 +276,25 @@ def test_the_error_of_one_input_reaches_no_request_that_shares_its_pass() -> Non
     assert runs[1].done
 
 
-def test_votes_of_a_request_that_has_left_are_dropped_and_its_passes_are_of_no_use() -> None:
-    schedule = Schedule((64, 256), 1, 1)
-    job = schedule.admit(Expected(160, 160), 60.0, 0.0, SPEED)
-    job.begin(Certification(SHORT[0], classes=3, sigma=0.25), X, b"", lambda: None)
+@pytest.mark.parametrize("lent", [True, False])
+def test_votes_of_a_request_that_has_left_are_dropped_and_its_passes_are_of_no_use(lent: bool) -> None:
+    schedule = Schedule((64, 256), 2, 2)  # of which one drives a short run
+    expected = Expected(160, 160) if lent else Expected(100_000, 100_000)
+    job = schedule.admit(expected, 60.0, 0.0, SPEED)
+    run = Certification(SHORT[0], classes=3, sigma=0.25)
+    job.begin(run, X, b"", lambda: None)
     made = schedule.next_call(SPEED)
     assert made is not None
     assert made.of_use
     schedule.leave(job)
     assert not made.of_use
-    schedule.count(made, [votes_of(draw) for _, draw in made.pieces])
+    if isinstance(made, Drive):
+        assert lent
+        schedule.go_on(made, copy.deepcopy(run))
+        assert job.run is run
+    else:
+        assert not lent
+        schedule.count(made, [votes_of(draw) for _, draw in made.pieces])
     assert schedule.next_call(SPEED) is None
     assert schedule.backlog == 0
 
