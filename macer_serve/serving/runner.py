@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import ray
 from ray import serve
 from ray.serve._private.common import ReplicaState
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from macer_serve.errors import MacerError, ServingError, first_line
 from macer_serve.serving import changes
@@ -46,7 +48,7 @@ def run(path: Path | None, *, verbose: bool, tell: Callable[[str], None]) -> Non
                 tell(f"ready: {deployment.url}")
                 deployment = _serve(deployment, path, key_file, signals, tell)
             tell("shutting down: requests in flight are answered, new ones are refused")
-            _drain(deployment)
+            _drain(deployment, tell)
         finally:
             ray.shutdown()  # ends the Ray instance with everything in it
 
@@ -128,7 +130,7 @@ def _require_alive(deployment: Deployment) -> None:
         raise ServingError(f"the server has ended: {first_line(error)}") from error
 
 
-def _drain(deployment: Deployment) -> None:
+def _drain(deployment: Deployment, tell: Callable[[str], None]) -> None:
     """Returns when every ingress replica refuses new requests and has answered those in work, or grace is over.
 
     During a change, the replicas of the previous deployment do not take part: they end when their requests are
@@ -139,15 +141,23 @@ def _drain(deployment: Deployment) -> None:
     grace_s = deployment.settings.limits.grace_s
     end = time.monotonic() + grace_s + _MARGIN_S
     try:
-        handle = serve.get_app_handle(deployment.name)
-        while True:
-            handle.broadcast("drain", grace_s).results(timeout_s=max(0.0, end - time.monotonic()))
-            states = application(deployment).deployments["ingress"].replica_states
-            if set(states) <= {ReplicaState.RUNNING} or time.monotonic() > end:
-                break
-            time.sleep(POLL_S)
-    except Exception as error:  # an ingress that never came up has no requests
-        logging.getLogger(__name__).info("the ingress cannot be drained: %s", first_line(error))
+        asyncio.run(_ingress_drained(deployment, grace_s, end))
+    except DeploymentUnavailableError:
+        pass  # an ingress that never came up has no requests
+    except Exception as error:  # the server ends in any case
+        tell(f"the ingress cannot be drained, requests in work may be cut off: {first_line(error)}")
     serve.delete(deployment.name, _blocking=False)  # meanwhile the proxies send what the ingress has written
     while deployment.name in serve.status().applications and time.monotonic() < end:
         time.sleep(POLL_S)
+
+
+async def _ingress_drained(deployment: Deployment, grace_s: float, end: float) -> None:
+    """Returns when no ingress replica has requests in work, or at `end`. In a coroutine, because Serve routes in it."""
+    handle = serve.get_app_handle(deployment.name)
+    while True:
+        left_s = max(0.0, end - time.monotonic())
+        await handle.broadcast("drain", grace_s).results_async(timeout_s=left_s)
+        states = application(deployment).deployments["ingress"].replica_states
+        if set(states) <= {ReplicaState.RUNNING} or time.monotonic() > end:
+            return
+        await asyncio.sleep(POLL_S)

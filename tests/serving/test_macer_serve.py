@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -196,6 +197,22 @@ def test_every_port_is_on_the_address_that_was_configured(served: Server) -> Non
     addresses = {pid: listening(pid) for pid in served.processes()}
     assert sum(map(len, addresses.values())) > 5
     assert {address for found in addresses.values() for address in found} <= LOOPBACK
+
+
+def test_replicas_take_requests_of_their_own_server_alone(served: Server) -> None:
+    """Requests between them are pickled, so that who may send one may run code."""
+    refused = []
+    replicas = served.processes("ray::ServeReplica")
+    for pid in replicas:
+        for connection in psutil.Process(pid).net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                with grpc.insecure_channel(f"127.0.0.1:{connection.laddr.port}") as channel:
+                    call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                    with pytest.raises(grpc.RpcError) as caught:
+                        call(b"", timeout=30)
+                    refused.append(caught.value.code())
+    assert refused.count(grpc.StatusCode.UNAUTHENTICATED) == len(replicas) == 2
+    assert set(refused) == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}  # Ray's own port
 
 
 def log_of_second(config: dict[str, Any], port: int) -> str:
