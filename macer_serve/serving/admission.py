@@ -35,7 +35,10 @@ class Rate:
         self.call_s, self._workers = call_s, workers
         self._votes, self._busy_s = initial, 1.0  # of all workers; half of them busy for a second are half a second
         self._in_flight, self._since = 0, 0.0  # passes
-        self._driven_until = 0.0  # a voter that drives a run may be silent so long
+        # Runs that voters drive: their passes, and until when they may be silent. Their votes are added in advance, at
+        # the present rate, and put right when they come back; what was added has faded meanwhile.
+        self._lent: dict[object, tuple[int, float]] = {}
+        self._added = self._added_left = 0.0
         self._silent_since: float | None = None  # no call has ended since, and some are in flight
 
     def sent(self, passes: int, now: float) -> None:
@@ -45,10 +48,10 @@ class Rate:
         if self._silent_since is None:
             self._silent_since = now
 
-    def lent(self, passes: int, for_s: float, now: float) -> None:
-        """Takes note that a run was sent, which a voter drives for `for_s` seconds with so many passes in work."""
+    def lent(self, run: object, passes: int, until: float, now: float) -> None:
+        """Takes note that a run was sent, which a voter drives until `until` with so many passes in work."""
         self.sent(passes, now)
-        self._driven_until = now + for_s
+        self._lent[run] = passes, until
 
     def counted(self, passes: int, votes: int, took_s: float, now: float) -> None:
         """Takes note that a call of so many votes has ended, `took_s` after it was sent."""
@@ -56,11 +59,15 @@ class Rate:
         self._votes += votes
         self.call_s += 0.1 * (took_s - self.call_s)
 
-    def given_back(self, passes: int, votes: int, now: float) -> None:
-        """Takes note that a run has come back with so many votes more."""
-        self._driven_until = now
+    def given_back(self, run: object, votes: int, now: float) -> None:
+        """Takes note that a run has come back with so many votes more, or is lost."""
+        passes, _ = self._lent[run]
         self.dropped(passes, now)
-        self._votes += votes
+        share = passes / self._driven
+        added, left = share * self._added, share * self._added_left
+        self._votes += left * (votes / added - 1.0) if added else votes
+        self._added, self._added_left = self._added - added, self._added_left - left
+        del self._lent[run]
 
     def dropped(self, passes: int, now: float) -> None:
         """Takes note that a call has ended without votes."""
@@ -75,7 +82,8 @@ class Rate:
 
     def stalled_s(self, now: float) -> float:
         """Returns for how long no call has ended although one should have; 0 if counting goes on."""
-        silent = 0.0 if self._silent_since is None else now - max(self._silent_since, self._driven_until)
+        may_be_silent = max((until for _, until in self._lent.values()), default=0.0)
+        silent = 0.0 if self._silent_since is None else now - max(self._silent_since, may_be_silent)
         return silent if silent > self.patience_s else 0.0
 
     @property
@@ -83,11 +91,17 @@ class Rate:
         """The seconds after which a call is late."""
         return max(_LATE_S, _LATE_CALLS * self.call_s)
 
+    @property
+    def _driven(self) -> int:
+        return sum(passes for passes, _ in self._lent.values())
+
     def _pass_time(self, now: float) -> None:
         """Adds the time since the last call to that of busy workers, and lets older counts fade."""
         busy = (now - self._since) * min(self._in_flight, self._workers) / self._workers
         kept = math.exp(-busy / _MEMORY_S)
-        self._votes, self._busy_s = kept * self._votes, kept * self._busy_s + busy
+        added = busy * self._votes / self._busy_s * self._driven / max(1, self._in_flight)
+        self._added, self._added_left = self._added + added, kept * self._added_left + added
+        self._votes, self._busy_s = kept * self._votes + added, kept * self._busy_s + busy
         self._since = now
 
 

@@ -7,6 +7,7 @@ import os
 # A request passes three processes. By gRPC, and without further threads in them, that takes little more than half the
 # time.
 BY_GRPC = {
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # 4 MiB would hold no soft votes of 1,000 classes
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",

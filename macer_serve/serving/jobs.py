@@ -46,6 +46,11 @@ class Job:
         return not self.left and self.error is None and self.run is not None and not self.run.done
 
     @property
+    def awaits_votes(self) -> bool:
+        """Whether copies were handed out whose votes are not counted yet."""
+        return self.run is not None and self.run.handed_out > self.run.drawn
+
+    @property
     def attained(self) -> int:
         """The number of copies that were handed out."""
         return 0 if self.run is None else self.run.handed_out
@@ -79,7 +84,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drive:
-    """A run that a voter drives by itself, for `for_s` seconds at most. Meanwhile `passes` passes are in work."""
+    """A run that one voter drives by itself, for `for_s` seconds at most. Meanwhile `passes` passes are in work."""
 
     job: Job
     passes: int

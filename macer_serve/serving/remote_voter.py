@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ log = logging.getLogger("ray.serve")
 
 _DESCRIBED_S = 0.25  # a replica that has not described itself after this time is late
 _BACK_S = 0.05  # a driven run comes back so long before the deadline of its request
-_LEAST_DRIVE_S = 0.01
+_LEAST_S = 0.01
 _OTHER_ENGINE = "no voter of the engine that began this certificate is left; try again"
 
 
@@ -46,6 +47,9 @@ class RemoteVoter:
         self._expected = Expectations()
         self._restart_s = 0.0  # from the loss of the last voter to the first votes after it
         self._calls = RepeatedCalls(_OTHER_ENGINE)
+        # Serve cancels the calls that were made in the context of a request when its client leaves. Calls are made for
+        # many requests, hence in a context of none.
+        self._context = contextvars.copy_context()
         self._in_flight: dict[asyncio.Task[None], tuple[Call | Drive, Rate]] = {}
         self.calls = self.votes = 0
         self.replaced = False
@@ -163,6 +167,7 @@ class RemoteVoter:
                     if progress is not None:
                         progress(run)
         except TimeoutError:
+            run = job.run or run
             if not run.drawn and (self._calls.lost_at is not None or self._rate.stalled_s(time.monotonic())):
                 raise UnavailableError(
                     "no voter has counted in time; try again later", self._until_restarted()
@@ -179,21 +184,21 @@ class RemoteVoter:
             now, rate = time.monotonic(), self._rate
             self.calls += 1
             if isinstance(call, Drive):
-                for_s = max(_LEAST_DRIVE_S, min(call.for_s, call.job.deadline - _BACK_S - now))
-                rate.lent(call.passes, for_s, now)
-                sent = asyncio.create_task(self._lend(call, rate, for_s))
+                rate.lent(call, call.passes, now + call.for_s, now)
+                work = self._lend(call, rate)
             else:
                 rate.sent(call.passes, now)
                 self.votes += len(call)
-                sent = asyncio.create_task(self._vote(call, rate, now))
+                work = self._vote(call, rate, now)
+            sent = asyncio.create_task(work, context=self._context.copy())
             self._in_flight[sent] = call, rate
-            sent.add_done_callback(self._ended)
+            sent.add_done_callback(self._ended, context=self._context.copy())
 
     def _ended(self, sent: asyncio.Task[None]) -> None:
         call, rate = self._in_flight.pop(sent)
         try:
             if sent.cancelled():
-                rate.dropped(call.passes, time.monotonic())
+                self._lost(call, rate)
                 self._schedule.drop(call)
             else:
                 sent.result()  # a defect is raised where the event loop reports it
@@ -216,13 +221,13 @@ class RemoteVoter:
         def count() -> Any:
             return self._handle.count.remote(VoteRequest(tasks, engine, call.turn - time.monotonic(), call.small))
 
-        if (votes := await self._answer(call, count, rate.patience_s, rate)) is not None:
+        if (votes := await self._answer(call, count, rate)) is not None:
             now = time.monotonic()
             rate.counted(call.passes, len(call), now - sent_at, now)
             self._schedule.count(call, votes)
 
-    async def _lend(self, call: Drive, rate: Rate, for_s: float) -> None:
-        """Has a voter drive a run for `for_s` seconds, or its error noted."""
+    async def _lend(self, call: Drive, rate: Rate) -> None:
+        """Has a voter drive a run, or its error noted."""
         job, run, x = call.job, call.job.run, call.job.x
         assert self._voter is not None  # it was to be alone on it
         assert run is not None
@@ -230,25 +235,35 @@ class RemoteVoter:
         engine = self._voter.engine
 
         def drive() -> Any:
-            turn_s = call.turn - time.monotonic()
-            return self._handle.drive.remote(DriveRequest(run, x, job.seed, engine, turn_s, call.small, for_s))
+            now = time.monotonic()
+            stop_s = max(_LEAST_S, job.deadline - _BACK_S - now)
+            request = DriveRequest(run, x, job.seed, engine, call.turn - now, call.small, call.for_s, stop_s)
+            return self._handle.drive.remote(request)
 
-        if (back := await self._answer(call, drive, for_s + rate.patience_s, rate)) is not None:
-            rate.given_back(call.passes, back.drawn - run.drawn, time.monotonic())
+        if (back := await self._answer(call, drive, rate, call.for_s)) is not None:
+            rate.given_back(call, back.drawn - run.drawn, time.monotonic())
             self.votes += back.handed_out - run.handed_out
             self._schedule.go_on(call, back)
 
-    async def _answer(self, call: Call | Drive, ask: Callable[[], Any], patience_s: float, rate: Rate) -> Any:
+    async def _answer(self, call: Call | Drive, ask: Callable[[], Any], rate: Rate, lasts_s: float = 0.0) -> Any:
         """Returns what a voter answers to a call. If it is an error, that is noted, and None is returned."""
         try:
-            answer = await self._calls.first(ask, patience_s, lambda: self._schedule.overtaken(call))
+            answer = await self._calls.first(ask, rate.patience_s, lambda: self._schedule.overtaken(call), lasts_s)
         except Exception as error:
             if isinstance(error, UnavailableError):
                 self._stale = True  # replicas may be those of another engine now
-            rate.dropped(call.passes, time.monotonic())
+            self._lost(call, rate)
             self._schedule.fail(call, error)
             return None
         lost_at, self._calls.lost_at = self._calls.lost_at, None
         if lost_at is not None and rate.stalled_s(now := time.monotonic()):
             self._restart_s = now - lost_at
         return answer
+
+    @staticmethod
+    def _lost(call: Call | Drive, rate: Rate) -> None:
+        """Takes note that a call has ended without votes."""
+        if isinstance(call, Drive):
+            rate.given_back(call, 0, time.monotonic())
+        else:
+            rate.dropped(call.passes, time.monotonic())

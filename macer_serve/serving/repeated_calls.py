@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from grpc import StatusCode
 from grpc.aio import AioRpcError
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -21,6 +22,7 @@ log = logging.getLogger("ray.serve")
 _CALLS = 3  # in flight for the same result, at most
 _OVERTAKEN = 8  # times that a call is given more time because others go before it
 _PAUSE_S = 1.0  # between repetitions of a failed call, at most
+_LOST = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)  # what gRPC says of a replica that has ended
 _OTHER_ENGINES = 6  # refusals by replicas of another engine after which a call is given up
 
 
@@ -37,21 +39,27 @@ class RepeatedCalls:
         self._late: set[asyncio.Task[Any]] = set()  # calls that nobody waits for any more
 
     async def first(
-        self, call: Callable[[], Any], patience_s: float, overtaken: Callable[[], bool] = lambda: False
+        self,
+        call: Callable[[], Any],
+        patience_s: float,
+        overtaken: Callable[[], bool] = lambda: False,
+        lasts_s: float = 0.0,
     ) -> Any:
-        """Returns the first result of a call to a replica. The call is sent to a further replica each time it is late.
+        """Returns the first result of a call, which may last `lasts_s` seconds by itself.
 
-        A call that is overtaken is not late so soon: the replica makes one pass in eight of the oldest call. The late
-        call is left to its replica, so that Serve's router, which sends to the replica with fewer calls, sends it
-        nothing more. Raises `UnavailableError` if the replicas are overloaded, or all of another engine, and what a
-        replica itself raises.
+        When it is late by `patience_s`, it is sent to a further replica, and again after as many seconds. A call that
+        is overtaken is not late so soon: the replica makes one pass in eight of the oldest call. The late call is left
+        to its replica, so that Serve's router, which sends to the replica with fewer calls, sends it nothing more.
+        Raises `UnavailableError` if the replicas are overloaded, or all of another engine, and what a replica itself
+        raises.
         """
         calls = [asyncio.create_task(self._repeated(call))]
         late: list[asyncio.Task[Any]] = []
-        waits = _OVERTAKEN
+        waits, wait_s = _OVERTAKEN, lasts_s + patience_s
         try:
             while True:
-                done, _ = await asyncio.wait(calls, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(calls, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                wait_s = patience_s
                 if done:
                     return done.pop().result()
                 if waits and overtaken():
@@ -96,7 +104,7 @@ class RepeatedCalls:
                     others += 1
                     if others == _OTHER_ENGINES:
                         raise UnavailableError(self._other_engine) from error
-                elif isinstance(error, RayTaskError):
+                elif isinstance(error, RayTaskError) or (isinstance(error, AioRpcError) and error.code() not in _LOST):
                     raise
                 why = type(error).__name__
             if asyncio.current_task() in self._late:

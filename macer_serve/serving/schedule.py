@@ -47,7 +47,7 @@ _YIELDING_S = 1.0
 _CALLS = 2
 # A voter gives back a run that it drives after so many seconds. It is less if another voter could take over when this
 # one hangs, and if somebody watches the run.
-_DRIVE_S = 2.0
+_DRIVE_S = 1.0
 _DRIVE_AMONG_OTHERS_S = 0.5
 _DRIVE_WATCHED_S = 0.3
 
@@ -114,8 +114,8 @@ class Schedule:
         while self._again:
             if (again := self._again.popleft()).of_use:
                 return self._sent(again)
-        away = {call.job for call in self._in_flight if isinstance(call, Drive)}
-        ready = sorted((job for job in self.jobs if job.wants_copies and job not in away), key=lambda job: job.turn)
+        lent = self._lent
+        ready = sorted((job for job in self.jobs if job.wants_copies and job not in lent), key=lambda job: job.turn)
         if not ready:
             return None
         needs = {job: self._needs(job, len(ready)) for job in ready}
@@ -180,20 +180,26 @@ class Schedule:
         return call
 
     def _to_be_driven(self, speed: Speed) -> Drive | None:
-        """Returns the run that a voter is to drive: that of the first job, if none of its copies are in flight.
+        """Returns the run that a voter is to drive: that of the first job, if no votes of it are awaited.
 
         Beside other jobs only if it is short: a long one shares its passes. Among several replicas likewise: all of
         them together would finish a long one sooner.
         """
-        job = min(self.jobs, key=lambda job: job.turn, default=None)
-        if job is None or not job.wants_copies or any(job in call.jobs for call in self._in_flight):
+        waiting = [job for job in self.jobs if job.wants_copies]
+        job = min(waiting, key=lambda job: job.turn, default=None)
+        if job is None or job.awaits_votes or job in self._lent:
             return None
         for_s = _DRIVE_S if self.replicas == 1 else _DRIVE_AMONG_OTHERS_S
         short = job.remaining <= for_s * speed.votes_per_s / self.replicas
-        if not short and (self.replicas > 1 or len(self.jobs) > 1):
+        if not short and (self.replicas > 1 or len(waiting) > 1):
             return None
-        passes = self.workers + self.replicas  # as many as are enough
+        passes = self.workers // self.replicas + 1  # as many as keep one voter at work
         return Drive(job, passes, self._yields(job, speed), min(for_s, _DRIVE_WATCHED_S) if job.watched else for_s)
+
+    @property
+    def _lent(self) -> set[Job]:
+        """The jobs whose runs voters drive."""
+        return {call.job for call in self._in_flight if isinstance(call, Drive)}
 
     def _enough_before(self, turn: float) -> bool:
         """Returns whether the calls in flight that go before a job of this turn keep the voters at work."""

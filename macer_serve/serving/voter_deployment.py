@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -52,13 +54,16 @@ class VoterDeployment:
         """Returns the voter's description. Raises as `ModelVoter` does for a model that cannot be loaded."""
         return await (await self._voter(model)).describe()
 
-    async def count(self, model: VoterModel, request: VoteRequest) -> list[Votes]:
-        """Returns the votes of the request. Raises as `ModelVoter.count` does."""
-        return await (await self._voter(model)).count(request)
+    # Generators of one value each: Serve's router then hears at once that a replica has taken a call, and how many it
+    # has. By gRPC it would hear that with the result, and would send to a replica that hangs.
 
-    async def drive(self, model: VoterModel, request: DriveRequest) -> Certification:
-        """Returns the run of the request as far as it has come. Raises as `ModelVoter.drive` does."""
-        return await (await self._voter(model)).drive(request)
+    async def count(self, model: VoterModel, request: VoteRequest) -> AsyncIterator[list[Votes]]:
+        """Yields the votes of the request. Raises as `ModelVoter.count` does."""
+        yield await (await self._voter(model)).count(request)
+
+    async def drive(self, model: VoterModel, request: DriveRequest) -> AsyncIterator[Certification]:
+        """Yields the run of the request as far as it has come. Raises as `ModelVoter.drive` does."""
+        yield await (await self._voter(model)).drive(request)
 
     async def _voter(self, model: VoterModel) -> ModelVoter:
         """Returns the warm voter of a model; it is loaded aside if there is none yet."""
@@ -92,6 +97,6 @@ async def _models_of_running_replicas() -> list[VoterModel]:
     try:
         async with asyncio.timeout(_ASKED_S):
             models: list[VoterModel] = await handle.models.remote()
-    except (TimeoutError, RayError, DeploymentUnavailableError):
+    except (TimeoutError, RayError, AioRpcError, DeploymentUnavailableError):
         return []
     return models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,15 +33,31 @@ class ModelHandle:
 
     def __init__(self, handle: Any, model: VoterModel) -> None:
         self.describe = _Method(handle.describe, model)
-        self.count = _Method(handle.count, model)
-        self.drive = _Method(handle.drive, model)
+        self.count = _Method(handle.count.options(stream=True), model, of_one=True)
+        self.drive = _Method(handle.drive.options(stream=True), model, of_one=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Method:
     method: Any
     model: VoterModel
+    of_one: bool = False  # whether it is a generator of one value
 
     def remote(self, *arguments: Any) -> Any:
         """Returns the deployment's response, without waiting for it."""
-        return self.method.remote(self.model, *arguments)
+        response = self.method.remote(self.model, *arguments)
+        return _OnlyValue(response) if self.of_one else response
+
+
+@dataclass(frozen=True, slots=True)
+class _OnlyValue:
+    """The value of a generator that yields one. Can be awaited once."""
+
+    generator: Any
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.generator.__anext__().__await__()  # type: ignore[no-any-return]
+
+    def cancel(self) -> None:
+        """Ends the generator, too, where it runs."""
+        self.generator.cancel()

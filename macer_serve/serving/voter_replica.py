@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from macer_serve.checkpoint import load_checkpoint
@@ -20,7 +19,7 @@ from macer_serve.voters import Task, drive, open_voter
 
 log = logging.getLogger("ray.serve")
 
-_DRIVERS = 16  # runs driven at a time: one of each ingress replica, and those of clients that have left
+_DRIVERS = 64  # runs driven at a time: few of each ingress replica, which are short or alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,10 @@ class VoteRequest:
 
 @dataclass(frozen=True, slots=True)
 class DriveRequest:
-    """A run to be driven for input `x` under `seed`, to its end or for `for_s` seconds. See `VoteRequest`."""
+    """A run to be driven for input `x` under `seed`, to its end or for `for_s` seconds, and `stop_s` at most.
+
+    See `VoteRequest` and `macer_serve.voters.drive`.
+    """
 
     run: Certification
     x: FixedPoint
@@ -48,6 +50,7 @@ class DriveRequest:
     turn_s: float
     small: bool
     for_s: float
+    stop_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +102,10 @@ class ModelVoter:
         return await asyncio.wrap_future(self._voter.submit(request.tasks, turn, small=request.small))
 
     async def drive(self, request: DriveRequest) -> Certification:
-        """Returns the run of the request as far as it has come; every vote that it has asked for is counted.
-
-        Raises as `count` does.
-        """
+        """Returns the run of the request as far as it has come. Raises as `count` does."""
         self._require(request.engine)
-        run, turn, halted = request.run, time.monotonic() + request.turn_s, threading.Event()
+        run, turn = request.run, time.monotonic() + request.turn_s
+        halt: Future[None] = Future()
 
         def driven() -> None:
             drive(
@@ -115,13 +116,14 @@ class ModelVoter:
                 turn=turn,
                 small=request.small,
                 for_s=request.for_s,
-                halted=halted.is_set,
+                stop_s=request.stop_s,
+                halt=halt,
             )
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._drivers, driven)
         finally:
-            halted.set()  # whoever asked may have left
+            halt.set_result(None)  # whoever asked may have left
         return run
 
     def _require(self, engine: str) -> None:

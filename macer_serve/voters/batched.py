@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from macer_serve.base_classifier import relative_error
 from macer_serve.errors import EngineError, ParameterError
+from macer_serve.hardware import multiplies_int8
 from macer_serve.smoothing.noise import FRACTION_BITS, as_pixels
 from macer_serve.smoothing.votes import Draw, Votes
 from macer_serve.voters.calls import Call, Calls
@@ -36,6 +37,7 @@ _PROBE_SEED = hashlib.sha256(b"macer-serve probe").digest()[:16]
 _COMPARED_COPIES = 16  # copies of the probe whose logits are compared with the plain classifier's
 _SETTINGS = 3  # passes that each worker makes of the whole probe
 _WARM_UP_S = 900  # a worker that takes longer than this to warm up is stuck
+_SATURATED = ". This CPU has no VNNI instructions and adds int8 products with saturation: take precision fp32"
 _DEPENDS = (
     "this voter's logits depend on a copy's position in the batch, on its batch or on the worker; its votes could not "
     "be repeated. Try precision fp32, or another batch."
@@ -210,6 +212,7 @@ class BatchedVoter:
             raise EngineError(
                 f"the engine does not compute the base classifier: its logits differ by {error:.2g} of their size, "
                 f"which its arithmetic does not explain ({self._engine.tolerance:g} at most)"
+                + (_SATURATED if self._engine.precision == "int8" and not multiplies_int8() else "")
             )
 
     def _small_batch_agrees(self, probe: npt.NDArray[Any], logits: Logits) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, TypeVar
 
 from macer_serve.smoothing.noise import FixedPoint
 from macer_serve.smoothing.votes import Draw, Votes
@@ -24,34 +25,41 @@ def drive(
     *,
     turn: float = 0.0,
     small: bool = False,
-    for_s: float = float("inf"),
-    halted: Callable[[], bool] = lambda: False,
+    for_s: float = math.inf,
+    stop_s: float = math.inf,
+    halt: Future[None] | None = None,
 ) -> None:
     """Run to the end on all workers of the voter, for input `x` under `seed`; drop passes that are left over.
 
     `progress` is called after every pass. `turn` and `small` are those of `Voter.submit`. After `for_s` seconds the run
     is left with every vote counted that it has asked for: no pass begins that would come later, but for the first ones.
-    Once `halted` is true, it is left at the next pass, and what is in flight is dropped.
+    After `stop_s` seconds, or once `halt` is done, it is left as it is, and what is in flight is dropped.
     """
-    end = time.monotonic() + for_s
+    began = time.monotonic()
     pass_s = 0.0  # from submitting a pass to its votes
+
+    def left(seconds: float) -> float | None:
+        return None if seconds == math.inf else max(0.0, began + seconds - time.monotonic())
 
     def submit(draws: list[Draw]) -> tuple[Future[list[Votes]], float]:
         tasks = [Task(x, seed, draw) for draw in draws]
         return voter.submit(tasks, turn, small=small), time.monotonic()
 
-    window: Window[tuple[Future[list[Votes]], float]] = Window(
-        run, voter.batch_sizes[: 1 if small else None], voter.workers
-    )
+    sizes = voter.batch_sizes[: 1 if small else None]
+    window: Window[tuple[Future[list[Votes]], float]] = Window(run, sizes, voter.workers)
     try:
         window.fill(submit)
-        while (oldest := window.oldest) is not None and not run.done and not halted():
+        while (oldest := window.oldest) is not None and not run.done:
             pending, submitted = oldest
+            awaited: list[Future[Any]] = [pending] if halt is None else [pending, halt]
+            wait(awaited, left(stop_s), FIRST_COMPLETED)
+            if not pending.done() or (halt is not None and halt.done()):
+                return
             window.count(pending.result())
             if progress is not None:
                 progress(run)
             pass_s = time.monotonic() - submitted
-            if time.monotonic() + pass_s < end:
+            if time.monotonic() - began + pass_s < for_s:
                 window.fill(submit)  # nothing, if the run is done
     finally:
         for pending, _ in window.drain():

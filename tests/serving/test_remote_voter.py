@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import pickle
 import time
 from collections.abc import Callable, Coroutine
@@ -205,6 +206,33 @@ def test_a_hung_replica_delays_a_run_by_less_than_two_seconds_and_gets_no_more_w
     assert run.claim() == drive(honest)[0].claim()
     assert took < 2  # a bound of the guarantee, which waits for a second, and half a second for a run that is driven
     assert cancelled == 0
+
+
+def test_calls_belong_to_no_request(lent: bool) -> None:
+    """Serve cancels what was called in the context of a request when its client leaves, and calls serve many."""
+    request_of = contextvars.ContextVar("request_of", default="none")
+    seen = []
+
+    async def watched(request: Request) -> Any:
+        seen.append(request_of.get())
+        return await honest(request)
+
+    class Watching(Handle):
+        def remote(self, request: Request | None = None) -> Response:
+            if request is not None:
+                seen.append(request_of.get())
+            return super().remote(request)
+
+    async def one() -> None:
+        voter = RemoteVoter(Watching(watched), 2, "sha256:a")
+        described = await voter.describe()
+        request_of.set("this")
+        with voter.admitted(PLAN, 1000, 60.0) as job:
+            await voter.drive(job, certification(), X, b"s" * 16, described)
+
+    asyncio.run(one())
+    assert len(seen) > 1
+    assert set(seen) == {"none"}
 
 
 def test_overload_is_said_at_once() -> None:

@@ -117,7 +117,7 @@ class Simulation:
     def _send(self) -> None:
         while (call := self.schedule.next_call(self.rate.speed)) is not None:
             if isinstance(call, Drive):
-                self.rate.lent(call.passes, call.for_s, self.now)
+                self.rate.lent(call, call.passes, self.now + call.for_s, self.now)
                 Driver(self, call).go_on()
                 continue
             self.rate.sent(call.passes, self.now)
@@ -170,7 +170,7 @@ class Driver:
                 left.votes.cancel()
             before = self.lent.job.run
             assert before is not None
-            self.simulation.rate.given_back(self.lent.passes, self.run.drawn - before.drawn, self.simulation.now)
+            self.simulation.rate.given_back(self.lent, self.run.drawn - before.drawn, self.simulation.now)
             self.simulation.schedule.go_on(self.lent, self.run)
 
     def submit(self, draws: list[Draw]) -> VoterCall:
@@ -276,6 +276,27 @@ def test_the_error_of_one_input_reaches_no_request_that_shares_its_pass() -> Non
     assert runs[1].done
 
 
+def test_a_run_of_which_votes_are_awaited_is_not_lent() -> None:
+    """It would go on without them, and they would be lost when it comes back."""
+    schedule = Schedule((64, 256), 2, 2)
+    jobs = [schedule.admit(Expected(10_000, 10_000), 60.0, 0.0, SPEED) for _ in range(2)]
+    for job in jobs:
+        job.begin(Certification(SHORT[0], classes=3, sigma=0.25), X, b"", lambda: None)
+    shared = []
+    while (made := schedule.next_call(SPEED)) is not None:
+        assert isinstance(made, Call)
+        shared += [made] if len(made.jobs) == 2 else []
+    for call in shared:
+        schedule.fail(call, ValueError("no class there"))  # each job's part is to be tried alone
+    assert shared
+    schedule.leave(jobs[0])
+    jobs[1].expected = Expected(160, 160)  # short enough
+    for _ in range(len(shared)):
+        again = schedule.next_call(SPEED)
+        assert isinstance(again, Call)
+        assert again.jobs == [jobs[1]]
+
+
 @pytest.mark.parametrize("lent", [True, False])
 def test_votes_of_a_request_that_has_left_are_dropped_and_its_passes_are_of_no_use(lent: bool) -> None:
     schedule = Schedule((64, 256), 2, 2)  # of which one drives a short run
@@ -319,6 +340,22 @@ def test_the_rate_is_that_of_voters_which_are_all_busy() -> None:
         rate.counted(1, 256, 0.1, now)
         now += 10.0  # nothing to do
     assert rate.speed.votes_per_s == pytest.approx(5_120, rel=0.01)
+
+
+def test_a_voter_that_drives_a_run_is_not_taken_for_slow_or_hung() -> None:
+    rate = Rate(1_000.0, 0.1, 2)
+    rate.lent("long", 3, 2.0, 0.0)
+    rate.lent("short", 3, 2.1, 0.1)
+    rate.given_back("short", 100, 0.2)
+    assert rate.speed.votes_per_s == pytest.approx(1_000, rel=0.1)
+    assert rate.stalled_s(1.9) == 0
+    rate.sent(1, 1.9)
+    assert rate.speed.votes_per_s == pytest.approx(1_000, rel=0.1)  # though it has given no votes yet
+    assert rate.stalled_s(3.5) == 1.5
+    rate.given_back("long", 3_500, 3.5)
+    assert rate.speed.votes_per_s == pytest.approx(1_000, rel=0.1)
+    rate.dropped(1, 3.5)
+    assert rate.stalled_s(9.0) == 0
 
 
 def test_requests_of_a_kind_are_expected_to_use_what_such_requests_used() -> None:
