@@ -59,13 +59,14 @@ class Rate:
         self._votes += votes
         self.call_s += 0.1 * (took_s - self.call_s)
 
-    def given_back(self, run: object, votes: int, now: float) -> None:
-        """Takes note that a run has come back with so many votes more, or is lost."""
+    def given_back(self, run: object, votes: int | None, now: float) -> None:
+        """Takes note that a run has come back with so many votes more. None says that nobody has waited for them."""
         passes, _ = self._lent[run]
         self.dropped(passes, now)
         share = passes / self._driven
         added, left = share * self._added, share * self._added_left
-        self._votes += left * (votes / added - 1.0) if added else votes
+        if votes is not None:
+            self._votes += left * (votes / added - 1.0) if added else votes
         self._added, self._added_left = self._added - added, self._added_left - left
         del self._lent[run]
 

@@ -126,6 +126,8 @@ class Ingress:
         if not self._slots.draining:
             self._slots.draining = True
             self._cutoffs.set(grace_s)
+            for served in self._models.values():
+                served.voter.end_by(time.monotonic() + grace_s)
         await self._slots.until_all_are_free()
 
     @app.head("/", include_in_schema=False)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from macer_serve.serving.admission import Expected
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.noise import FixedPoint
-from macer_serve.smoothing.votes import Draw
+from macer_serve.smoothing.votes import SOFT_LEVELS, Draw
 
+# A run is sent to a voter and back only if each of its records holds at most so many numbers. The soft votes of many
+# classes are megabytes.
+_LIGHT = 50_000
 # A run that has used the votes it was expected to use is expected to use this share of them again.
 _EXPECTED_EXCESS = 0.25
 
@@ -44,6 +47,11 @@ class Job:
     @property
     def wants_copies(self) -> bool:
         return not self.left and self.error is None and self.run is not None and not self.run.done
+
+    @property
+    def is_light(self) -> bool:
+        """Whether the run can be sent in a moment."""
+        return self.run is not None and self.run.classes * (SOFT_LEVELS if self.run.plan.soft else 1) <= _LIGHT
 
     @property
     def awaits_votes(self) -> bool:
@@ -84,7 +92,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drive:
-    """A run that one voter drives by itself, for `for_s` seconds at most. Meanwhile `passes` passes are in work."""
+    """A run that one voter drives by itself, for `for_s` seconds at most, by `passes` passes at a time."""
 
     job: Job
     passes: int

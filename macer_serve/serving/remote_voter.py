@@ -178,6 +178,11 @@ class RemoteVoter:
         self._expected.learn(run.plan, run.most - run.plan.selection, run.drawn)
         return run
 
+    def end_by(self, end: float) -> None:
+        """Has the runs in work come back by `end`, of `time.monotonic`, with what is counted."""
+        for job in self._schedule.jobs:
+            job.deadline = min(job.deadline, end)
+
     def _send(self) -> None:
         """Sends calls until enough are in flight, or nothing more is of use."""
         while (call := self._schedule.next_call(self._rate.speed)) is not None:
@@ -198,7 +203,7 @@ class RemoteVoter:
         call, rate = self._in_flight.pop(sent)
         try:
             if sent.cancelled():
-                self._lost(call, rate)
+                self._lost(call, rate, None)
                 self._schedule.drop(call)
             else:
                 sent.result()  # a defect is raised where the event loop reports it
@@ -236,8 +241,10 @@ class RemoteVoter:
 
         def drive() -> Any:
             now = time.monotonic()
-            stop_s = max(_LEAST_S, job.deadline - _BACK_S - now)
-            request = DriveRequest(run, x, job.seed, engine, call.turn - now, call.small, call.for_s, stop_s)
+            left_s = job.deadline - now
+            # A run that comes back too late has lost the votes of its last drive, which is hence short.
+            for_s, stop_s = min(call.for_s, max(_BACK_S, 0.5 * left_s)), max(_LEAST_S, left_s - _BACK_S)
+            request = DriveRequest(run, x, job.seed, engine, call.turn - now, call.small, for_s, stop_s)
             return self._handle.drive.remote(request)
 
         if (back := await self._answer(call, drive, rate, call.for_s)) is not None:
@@ -252,7 +259,7 @@ class RemoteVoter:
         except Exception as error:
             if isinstance(error, UnavailableError):
                 self._stale = True  # replicas may be those of another engine now
-            self._lost(call, rate)
+            self._lost(call, rate, 0)
             self._schedule.fail(call, error)
             return None
         lost_at, self._calls.lost_at = self._calls.lost_at, None
@@ -261,9 +268,9 @@ class RemoteVoter:
         return answer
 
     @staticmethod
-    def _lost(call: Call | Drive, rate: Rate) -> None:
-        """Takes note that a call has ended without votes."""
+    def _lost(call: Call | Drive, rate: Rate, votes: int | None) -> None:
+        """Takes note that a call has ended without an answer; `votes` as in `Rate.given_back`."""
         if isinstance(call, Drive):
-            rate.given_back(call, 0, time.monotonic())
+            rate.given_back(call, votes, time.monotonic())
         else:
             rate.dropped(call.passes, time.monotonic())

@@ -187,14 +187,15 @@ class Schedule:
         """
         waiting = [job for job in self.jobs if job.wants_copies]
         job = min(waiting, key=lambda job: job.turn, default=None)
-        if job is None or job.awaits_votes or job in self._lent:
+        if job is None or job.awaits_votes or job in self._lent or not job.is_light:
             return None
         for_s = _DRIVE_S if self.replicas == 1 else _DRIVE_AMONG_OTHERS_S
         short = job.remaining <= for_s * speed.votes_per_s / self.replicas
         if not short and (self.replicas > 1 or len(waiting) > 1):
             return None
-        passes = self.workers // self.replicas + 1  # as many as keep one voter at work
-        return Drive(job, passes, self._yields(job, speed), min(for_s, _DRIVE_WATCHED_S) if job.watched else for_s)
+        small = self._yields(job, speed)
+        for_s = min(for_s, _DRIVE_WATCHED_S) if job.watched else for_s
+        return Drive(job, self.workers // self.replicas, small, for_s)
 
     @property
     def _lent(self) -> set[Job]:
@@ -203,7 +204,8 @@ class Schedule:
 
     def _enough_before(self, turn: float) -> bool:
         """Returns whether the calls in flight that go before a job of this turn keep the voters at work."""
-        passes = [call.passes for call in self._in_flight if call.turn <= turn]
+        # A voter that drives a run has one pass more at hand.
+        passes = [call.passes + isinstance(call, Drive) for call in self._in_flight if call.turn <= turn]
         return len(passes) >= _CALLS * self.replicas and sum(passes) >= self.workers + self.replicas
 
     def _needs(self, job: Job, ready: int) -> int:

@@ -56,7 +56,13 @@ class _OnlyValue:
     generator: Any
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self.generator.__anext__().__await__()  # type: ignore[no-any-return]
+        return self._value().__await__()
+
+    async def _value(self) -> Any:
+        value = await anext(self.generator)
+        async for _ in self.generator:  # to its end, which frees it
+            pass
+        return value
 
     def cancel(self) -> None:
         """Ends the generator, too, where it runs."""

@@ -135,4 +135,4 @@ class ModelVoter:
     def close(self) -> None:
         """Ends the voter's threads, after the passes that they have begun."""
         self._voter.close()
-        self._drivers.shutdown()
+        self._drivers.shutdown(wait=False)

@@ -108,7 +108,8 @@ class Calls:
             waiting = list(self._calls)
             self._calls.clear()
         for call in waiting:
-            call.votes.cancel()
+            if call.votes.cancel():
+                call.votes.set_running_or_notify_cancel()  # or `concurrent.futures.wait` would sleep on
 
 
 def hard_votes(logits: npt.NDArray[np.float32]) -> Votes:

@@ -358,6 +358,19 @@ def test_a_voter_that_drives_a_run_is_not_taken_for_slow_or_hung() -> None:
     assert rate.stalled_s(9.0) == 0
 
 
+@pytest.mark.parametrize(("workers", "replicas"), [(2, 1), (1, 2), (2, 2), (4, 2)])
+def test_the_rate_is_known_from_runs_that_voters_drive(workers: int, replicas: int) -> None:
+    """Each of `replicas` voters counts 1,000 votes per second. One of them drives a run, and then a client leaves."""
+    rate = Rate(100.0, 0.1, workers * replicas)
+    now = 0.0
+    for i in range(60):
+        rate.lent(i, workers, now + 1.0, now)
+        now += 0.9
+        rate.given_back(i, None if i % 3 == 2 else 900, now)
+        now += 10.0
+    assert rate.speed.votes_per_s == pytest.approx(1_000 * replicas, rel=0.02)
+
+
 def test_requests_of_a_kind_are_expected_to_use_what_such_requests_used() -> None:
     expected, plan = Expectations(), Plan(n=100_000, tolerance=0.05)
     assert (expected.votes(plan, 10_000).mean, expected.votes(plan, 10_000).sure) == (10_100, 0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -48,6 +49,24 @@ def test_a_run_that_is_passed_on_ends_as_one_that_is_not(g: SmoothedClassifier) 
         passed_on, times = pickle.loads(pickle.dumps(passed_on)), times + 1
     assert times > 10
     assert passed_on.claim() == at_once.claim()
+
+
+def test_a_run_ends_with_its_voter() -> None:
+    """Who waits for votes is woken."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    options = VoterOptions(engine="torch", device="cpu", workers=1, compile=False)
+    own = SmoothedClassifier.from_module(module, sigma=0.5, classes=3, input_shape=(3, 4, 4), options=options)
+    image = own.model_input(np.zeros((4, 4, 3), np.uint8))
+    voter = own.voter
+    assert voter is not None
+    run = Certification(Plan(n=10**7), classes=3, sigma=0.5)
+    with ThreadPoolExecutor(1) as threads:
+        begun = threading.Event()
+        driven = threads.submit(drive, run, image.x, SEED, voter, lambda run: begun.set())
+        assert begun.wait(60)
+        voter.close()  # type: ignore[attr-defined]
+        with pytest.raises((CancelledError, RuntimeError)):
+            driven.result(60)
 
 
 @pytest.mark.parametrize("why", ["stopped", "halted"])
