@@ -13,8 +13,9 @@ earlier. Requests go in the order of their turns, and so do their passes at the 
 at every pass. Hence a call may hold several passes of a long request, which saves most of what calls cost. Copies far
 beyond a run's next look may turn out to be of no use. They only fill passes for which nothing else is needed.
 
-A request that is alone, or short and before all others, shares no passes. Its run goes to a voter, which looks at the
-votes of each pass and makes the next: that saves the time of a call between two looks.
+A request that is short and before all others shares no passes. Its run goes to a voter, which looks at the votes of each
+pass and makes the next: that saves the time of a call between two looks. Long runs gain little by it, and workers would
+wait for each other whenever a run comes back.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _CALL_S = 0.2
 _YIELDING_S = 1.0
 # A replica has so many calls at hand, or one pass more than it has workers.
 _CALLS = 2
-# A voter gives back a run that it drives after so many seconds. It is less if another voter could take over when this
-# one hangs, and if somebody watches the run.
+# A voter drives a run that takes so many seconds, and gives it back then. It is less if another voter could take over
+# when this one hangs, and if somebody watches the run.
 _DRIVE_S = 1.0
 _DRIVE_AMONG_OTHERS_S = 0.5
 _DRIVE_WATCHED_S = 0.3
@@ -180,18 +181,13 @@ class Schedule:
         return call
 
     def _to_be_driven(self, speed: Speed) -> Drive | None:
-        """Returns the run that a voter is to drive: that of the first job, if no votes of it are awaited.
-
-        Beside other jobs only if it is short: a long one shares its passes. Among several replicas likewise: all of
-        them together would finish a long one sooner.
-        """
+        """Returns the run that a voter is to drive: that of the first job, if it is short and awaits no votes."""
         waiting = [job for job in self.jobs if job.wants_copies]
         job = min(waiting, key=lambda job: job.turn, default=None)
         if job is None or job.awaits_votes or job in self._lent or not job.is_light:
             return None
         for_s = _DRIVE_S if self.replicas == 1 else _DRIVE_AMONG_OTHERS_S
-        short = job.remaining <= for_s * speed.votes_per_s / self.replicas
-        if not short and (self.replicas > 1 or len(waiting) > 1):
+        if job.remaining > for_s * speed.votes_per_s / self.replicas:
             return None
         small = self._yields(job, speed)
         for_s = min(for_s, _DRIVE_WATCHED_S) if job.watched else for_s
