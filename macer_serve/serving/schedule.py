@@ -13,9 +13,9 @@ earlier. Requests go in the order of their turns, and so do their passes at the 
 at every pass. Hence a call may hold several passes of a long request, which saves most of what calls cost. Copies far
 beyond a run's next look may turn out to be of no use. They only fill passes for which nothing else is needed.
 
-A request that is short and before all others shares no passes. Its run goes to a voter, which looks at the votes of each
-pass and makes the next: that saves the time of a call between two looks. Long runs gain little by it, and workers would
-wait for each other whenever a run comes back.
+A request that is short and before all others shares no passes. Its run goes to a voter, which looks at the votes of
+each pass and makes the next: that saves the time of a call between two looks. Long runs gain little by it, and workers
+would wait for each other whenever a run comes back.
 """
 
 from __future__ import annotations
