@@ -25,7 +25,7 @@ log = logging.getLogger("ray.serve")
 
 _DESCRIBED_S = 0.25  # a replica that has not described itself after this time is late
 _BACK_S = 0.05  # a driven run comes back so long before the deadline of its request
-_LEAST_S = 0.01
+_LEAST_S = 0.01  # that a voter is given to drive a run, however late it is
 _OTHER_ENGINE = "no voter of the engine that began this certificate is left; try again"
 
 

@@ -24,6 +24,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from macer_serve.serving.admission import Expected, Speed
 from macer_serve.serving.jobs import Call, Drive, Job
@@ -31,6 +32,8 @@ from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.votes import Draw, Votes
 from macer_serve.smoothing.window import EARLY_PASSES
 from macer_serve.voters.packing import SMALL_PASSES, passes_of
+
+C = TypeVar("C", Call, Drive)
 
 # A large pass is worth its time if so much of it is filled. Otherwise a small one is sent.
 _WORTH_A_LARGE_PASS = 0.75
@@ -110,8 +113,7 @@ class Schedule:
     def next_call(self, speed: Speed) -> Call | Drive | None:
         """Returns the next call to send to a voter; None if nothing is of use, or what goes before it is enough."""
         if (drive := self._to_be_driven(speed)) is not None:
-            self._in_flight[drive] = None
-            return drive
+            return self._sent(drive)
         while self._again:
             if (again := self._again.popleft()).of_use:
                 return self._sent(again)
@@ -176,7 +178,7 @@ class Schedule:
         """Returns whether a call in flight goes before this one, so that it may have to wait."""
         return any(other.turn < call.turn for other in self._in_flight)
 
-    def _sent(self, call: Call) -> Call:
+    def _sent(self, call: C) -> C:
         self._in_flight[call] = None
         return call
 

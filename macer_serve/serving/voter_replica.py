@@ -7,6 +7,7 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from macer_serve.checkpoint import load_checkpoint
 from macer_serve.checkpoint.pinned import pinned
@@ -19,7 +20,7 @@ from macer_serve.voters import Task, drive, open_voter
 
 log = logging.getLogger("ray.serve")
 
-_DRIVERS = 64  # runs driven at a time: few of each ingress replica, which are short or alone
+_DRIVERS = 64  # runs driven at a time; each ingress replica lends few
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +108,10 @@ class ModelVoter:
         run, turn = request.run, time.monotonic() + request.turn_s
         halt: Future[None] = Future()
 
-        def driven() -> None:
-            drive(
-                run,
-                request.x,
-                request.seed,
-                self._voter,
-                turn=turn,
-                small=request.small,
-                for_s=request.for_s,
-                stop_s=request.stop_s,
-                halt=halt,
-            )
-
+        driven = partial(drive, run, request.x, request.seed, self._voter, turn=turn, small=request.small)
+        limited = partial(driven, for_s=request.for_s, stop_s=request.stop_s, halt=halt)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._drivers, driven)
+            await asyncio.get_running_loop().run_in_executor(self._drivers, limited)
         finally:
             halt.set_result(None)  # whoever asked may have left
         return run

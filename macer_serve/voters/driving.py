@@ -38,9 +38,6 @@ def drive(
     began = time.monotonic()
     pass_s = 0.0  # from submitting a pass to its votes
 
-    def left(seconds: float) -> float | None:
-        return None if seconds == math.inf else max(0.0, began + seconds - time.monotonic())
-
     def submit(draws: list[Draw]) -> tuple[Future[list[Votes]], float]:
         tasks = [Task(x, seed, draw) for draw in draws]
         return voter.submit(tasks, turn, small=small), time.monotonic()
@@ -52,7 +49,8 @@ def drive(
         while (oldest := window.oldest) is not None and not run.done:
             pending, submitted = oldest
             awaited: list[Future[Any]] = [pending] if halt is None else [pending, halt]
-            wait(awaited, left(stop_s), FIRST_COMPLETED)
+            left_s = None if stop_s == math.inf else max(0.0, began + stop_s - time.monotonic())
+            wait(awaited, left_s, FIRST_COMPLETED)
             if not pending.done() or (halt is not None and halt.done()):
                 return
             window.count(pending.result())
