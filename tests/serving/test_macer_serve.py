@@ -299,11 +299,11 @@ def test_a_voter_that_cannot_start_ends_it_with_one_line() -> None:
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_requests_in_flight_are_answered_at_the_end(replicas: int, images: list[bytes]) -> None:
-    config = light_config()
+    config = light_config(limits={"timeout_s": 250})  # however slow the processor is, all eight are admitted
     config["applications"][0]["deployments"] = [{"name": "ingress", "num_replicas": replicas}]
     with running(config, *MACER) as server, ThreadPoolExecutor(8) as threads:
         assert len(server.processes("ray::ServeReplica:macer:ingress")) == replicas
-        begun = threading.Barrier(9, timeout=120)
+        begun = threading.Barrier(9, timeout=250)
 
         def ask(image: bytes) -> str:
             query = {"tolerance": "1e-6", "n": "3000", "stream": "true"}
