@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,54 +91,54 @@ class Job:
         return min(self.expected.deviation or 0.0, self.remaining) ** 2
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Drive:
-    """A run that one voter drives by itself, for `for_s` seconds at most, by `passes` passes at a time."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Call(ABC):
+    """What one call asks a voter for, on behalf of some jobs.
 
-    job: Job
+    It keeps the voter busy with `passes` forward passes at a time. `small` asks for small ones, so that other calls
+    wait less.
+    """
+
     passes: int
     small: bool
+
+    @property
+    @abstractmethod
+    def jobs(self) -> list[Job]:
+        """The jobs that it is for, each once."""
+
+    @property
+    def turn(self) -> float:
+        """When the turn of the first of its jobs comes."""
+        return min(job.turn for job in self.jobs)
+
+    @property
+    def of_use(self) -> bool:
+        """Whether some job still waits for what is asked."""
+        return any(job.wants_copies for job in self.jobs)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Drive(Call):
+    """A run that one voter drives by itself, for `for_s` seconds at most."""
+
+    job: Job
     for_s: float
 
     @property
     def jobs(self) -> list[Job]:
         return [self.job]
 
-    @property
-    def turn(self) -> float:
-        return self.job.turn
 
-    @property
-    def of_use(self) -> bool:
-        """Whether the job still waits for the run."""
-        return self.job.wants_copies
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Call:
-    """Pieces that one call to a voter asks the votes of, each with its job. They fill `passes` forward passes.
-
-    `small` asks for small passes, so that other calls wait less.
-    """
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Count(Call):
+    """Pieces to be voted on, each with its job. They fill `passes` forward passes."""
 
     pieces: tuple[tuple[Job, Draw], ...]
-    passes: int
-    small: bool
 
     def __len__(self) -> int:
         return sum(len(draw) for _, draw in self.pieces)
 
     @property
     def jobs(self) -> list[Job]:
-        """The jobs of the pieces, each once."""
         return list(dict.fromkeys(job for job, _ in self.pieces))
-
-    @property
-    def turn(self) -> float:
-        """When the turn of the first of its jobs comes."""
-        return min(job.turn for job, _ in self.pieces)
-
-    @property
-    def of_use(self) -> bool:
-        """Whether some job still waits for the votes."""
-        return any(job.wants_copies for job in self.jobs)

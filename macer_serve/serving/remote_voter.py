@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from macer_serve.serving.admission import Expectations, Expected, Rate
-from macer_serve.serving.jobs import Call, Drive, Job
+from macer_serve.serving.jobs import Call, Count, Drive, Job
 from macer_serve.serving.problems import OverloadedError, UnavailableError
 from macer_serve.serving.repeated_calls import RepeatedCalls
 from macer_serve.serving.schedule import Schedule
@@ -50,7 +50,7 @@ class RemoteVoter:
         # Serve cancels the calls that were made in the context of a request when its client leaves. Calls are made for
         # many requests, hence in a context of none.
         self._context = contextvars.copy_context()
-        self._in_flight: dict[asyncio.Task[None], tuple[Call | Drive, Rate]] = {}
+        self._in_flight: dict[asyncio.Task[None], tuple[Call, Rate]] = {}
         self.calls = self.votes = 0
         self.replaced = False
 
@@ -217,7 +217,7 @@ class RemoteVoter:
             if not call.of_use:
                 sent.cancel()
 
-    async def _vote(self, call: Call, rate: Rate, sent_at: float) -> None:
+    async def _vote(self, call: Count, rate: Rate, sent_at: float) -> None:
         """Has the votes of a call counted, or its error noted. `rate` is that of the engine which the call asks."""
         assert self._voter is not None  # its batch sizes made the call
         tasks = tuple(Task(job.x, job.seed, draw) for job, draw in call.pieces if job.x is not None)
@@ -252,7 +252,7 @@ class RemoteVoter:
             self.votes += back.handed_out - run.handed_out
             self._schedule.go_on(call, back)
 
-    async def _answer(self, call: Call | Drive, ask: Callable[[], Any], rate: Rate, lasts_s: float = 0.0) -> Any:
+    async def _answer(self, call: Call, ask: Callable[[], Any], rate: Rate, lasts_s: float = 0.0) -> Any:
         """Returns what a voter answers to a call. If it is an error, that is noted, and None is returned."""
         try:
             answer = await self._calls.first(ask, rate.patience_s, lambda: self._schedule.overtaken(call), lasts_s)
@@ -268,7 +268,7 @@ class RemoteVoter:
         return answer
 
     @staticmethod
-    def _lost(call: Call | Drive, rate: Rate, votes: int | None) -> None:
+    def _lost(call: Call, rate: Rate, votes: int | None) -> None:
         """Takes note that a call has ended without an answer; `votes` as in `Rate.given_back`."""
         if isinstance(call, Drive):
             rate.given_back(call, votes, time.monotonic())

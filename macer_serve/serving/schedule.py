@@ -27,13 +27,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from macer_serve.serving.admission import Expected, Speed
-from macer_serve.serving.jobs import Call, Drive, Job
+from macer_serve.serving.jobs import Call, Count, Drive, Job
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.votes import Draw, Votes
 from macer_serve.smoothing.window import EARLY_PASSES
 from macer_serve.voters.packing import SMALL_PASSES, passes_of
 
-C = TypeVar("C", Call, Drive)
+C = TypeVar("C", bound=Call)
 
 # A large pass is worth its time if so much of it is filled. Otherwise a small one is sent.
 _WORTH_A_LARGE_PASS = 0.75
@@ -67,8 +67,8 @@ class Schedule:
     workers: int
     replicas: int
     jobs: dict[Job, None] = field(default_factory=dict)
-    _in_flight: dict[Call | Drive, None] = field(default_factory=dict)
-    _again: deque[Call] = field(default_factory=deque)
+    _in_flight: dict[Call, None] = field(default_factory=dict)
+    _again: deque[Count] = field(default_factory=deque)
 
     def admit(self, expected: Expected, budget: float, now: float, speed: Speed) -> Job:
         """Returns a new job, which has no run yet and is to be finished in `budget` seconds."""
@@ -110,7 +110,7 @@ class Schedule:
                 wait = max(wait, job.turn - turn)
         return max(wait, before / usable - (budget - speed.call_s))
 
-    def next_call(self, speed: Speed) -> Call | Drive | None:
+    def next_call(self, speed: Speed) -> Count | Drive | None:
         """Returns the next call to send to a voter; None if nothing is of use, or what goes before it is enough."""
         if (drive := self._to_be_driven(speed)) is not None:
             return self._sent(drive)
@@ -131,7 +131,7 @@ class Schedule:
         pieces += self._ahead(reversed(ready), sum(passes) - sum(len(draw) for _, draw in pieces))
         return self._sent(self._call(pieces, sizes)) if pieces else None
 
-    def count(self, call: Call, votes: Sequence[Votes]) -> None:
+    def count(self, call: Count, votes: Sequence[Votes]) -> None:
         """Counts the votes of each piece of a call. Pieces of jobs that need none any more are dropped."""
         self.drop(call)
         for (job, draw), counts in zip(call.pieces, votes, strict=True):
@@ -153,28 +153,28 @@ class Schedule:
         job.error = error
         job.wake()
 
-    def fail(self, call: Call | Drive, error: Exception) -> None:
+    def fail(self, call: Call, error: Exception) -> None:
         """Gives the error to the job that caused it. The jobs of a shared call are each tried alone first."""
         self.drop(call)
-        jobs = call.jobs
-        if len(jobs) == 1 or isinstance(call, Drive):
+        if len(jobs := call.jobs) == 1:
             self.give_up(jobs[0], error)
         else:
+            assert isinstance(call, Count)  # a run is one job's
             sizes = self.batch_sizes[:1] if call.small else self.batch_sizes
             alone = ([piece for piece in call.pieces if piece[0] is job] for job in jobs)
             self._again.extend(self._call(pieces, sizes) for pieces in alone)
 
-    def drop(self, call: Call | Drive) -> None:
+    def drop(self, call: Call) -> None:
         """Forgets a call that has ended."""
         del self._in_flight[call]
 
     @staticmethod
-    def _call(pieces: list[tuple[Job, Draw]], sizes: Sequence[int]) -> Call:
+    def _call(pieces: list[tuple[Job, Draw]], sizes: Sequence[int]) -> Count:
         """Returns the call for pieces that are voted on in passes of these sizes."""
         passes = passes_of(sum(len(draw) for _, draw in pieces), sizes)
-        return Call(tuple(pieces), len(passes), small=len(sizes) == 1)
+        return Count(pieces=tuple(pieces), passes=len(passes), small=len(sizes) == 1)
 
-    def overtaken(self, call: Call | Drive) -> bool:
+    def overtaken(self, call: Call) -> bool:
         """Returns whether a call in flight goes before this one, so that it may have to wait."""
         return any(other.turn < call.turn for other in self._in_flight)
 
@@ -193,7 +193,7 @@ class Schedule:
             return None
         small = self._yields(job, speed)
         for_s = min(for_s, _DRIVE_WATCHED_S) if job.watched else for_s
-        return Drive(job, self.workers // self.replicas, small, for_s)
+        return Drive(job=job, passes=self.workers // self.replicas, small=small, for_s=for_s)
 
     @property
     def _lent(self) -> set[Job]:

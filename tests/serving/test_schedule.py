@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from macer_serve.serving.admission import Expectations, Expected, Rate, Speed
-from macer_serve.serving.jobs import Call, Drive, Job
+from macer_serve.serving.jobs import Count, Drive, Job
 from macer_serve.serving.schedule import Schedule
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
@@ -61,7 +61,7 @@ class Simulation:
     def __post_init__(self) -> None:
         self.schedule = Schedule(BATCH_SIZES, self.workers, 1)
         self.calls = Calls()
-        self.sent: dict[VoterCall, tuple[Call, float] | Driver] = {}
+        self.sent: dict[VoterCall, tuple[Count, float] | Driver] = {}
         self.rate = Rate(RATE, 2 * BATCH_SIZES[-1] / RATE, self.workers)
         self.expected = Expectations()
         self.busy = 0
@@ -266,7 +266,7 @@ def test_the_error_of_one_input_reaches_no_request_that_shares_its_pass() -> Non
         job.begin(run, X, b"", lambda: None)
     broken = ValueError("no class there")
     while (made := schedule.next_call(SPEED)) is not None:
-        assert isinstance(made, Call)
+        assert isinstance(made, Count)
         if jobs[0] in made.jobs:
             schedule.fail(made, broken)
         else:
@@ -284,7 +284,7 @@ def test_a_run_of_which_votes_are_awaited_is_not_lent() -> None:
         job.begin(Certification(SHORT[0], classes=3, sigma=0.25), X, b"", lambda: None)
     shared = []
     while (made := schedule.next_call(SPEED)) is not None:
-        assert isinstance(made, Call)
+        assert isinstance(made, Count)
         shared += [made] if len(made.jobs) == 2 else []
     for call in shared:
         schedule.fail(call, ValueError("no class there"))  # each job's part is to be tried alone
@@ -293,7 +293,7 @@ def test_a_run_of_which_votes_are_awaited_is_not_lent() -> None:
     jobs[1].expected = Expected(160, 160)  # short enough
     for _ in range(len(shared)):
         again = schedule.next_call(SPEED)
-        assert isinstance(again, Call)
+        assert isinstance(again, Count)
         assert again.jobs == [jobs[1]]
 
 
