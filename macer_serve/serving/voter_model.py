@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from macer_serve.serving.settings import ModelSettings
 from macer_serve.smoothing.noise import NoiseKind
 from macer_serve.voters import VoterOptions
+
+log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +58,25 @@ class _OnlyValue:
     """The value of a generator that yields one. Can be awaited once."""
 
     generator: Any
+    _ending: ClassVar[set[asyncio.Task[None]]] = set()
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._value().__await__()
 
     async def _value(self) -> Any:
         value = await anext(self.generator)
-        async for _ in self.generator:  # to its end, which frees it
-            pass
+        # Only its end frees a generator. Nobody waits for that, which takes as long as a message.
+        end = asyncio.create_task(self._end())
+        self._ending.add(end)
+        end.add_done_callback(self._ending.discard)
         return value
+
+    async def _end(self) -> None:
+        try:
+            async for _ in self.generator:
+                pass
+        except Exception:  # such as a replica that is lost now
+            log.debug("a replica's answer has come, but not its end", exc_info=True)
 
     def cancel(self) -> None:
         """Ends the generator, too, where it runs."""

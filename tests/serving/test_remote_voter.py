@@ -6,8 +6,9 @@ import asyncio
 import contextvars
 import pickle
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from macer_serve.errors import EngineMismatchError
 from macer_serve.serving.problems import OverloadedError, UnavailableError
 from macer_serve.serving.remote_voter import RemoteVoter
+from macer_serve.serving.voter_model import ModelHandle, VoterModel
 from macer_serve.serving.voter_replica import DriveRequest, VoterDescription, VoteRequest
 from macer_serve.smoothing.certification import Certification
 from macer_serve.smoothing.plan import Plan
 from macer_serve.smoothing.votes import Draw, Votes
+from macer_serve.voters import VoterOptions
 
 VOTER = VoterDescription(
     digest="sha256:a",
@@ -34,6 +37,7 @@ VOTER = VoterDescription(
     votes_per_s=10_000.0,
     start_s=5.0,
 )
+MODEL = VoterModel("sha256:a", "exact", VoterOptions(), "bundled:cifar10")
 PLAN, X = Plan(n0=100, n=1000, alpha=0.001), np.zeros((2, 2, 3), np.int32)
 Request = VoteRequest | DriveRequest
 Behaviour = Callable[[Request], Coroutine[Any, Any, Any]]
@@ -306,3 +310,27 @@ def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
     refused = [error for error in outcomes if isinstance(error, OverloadedError)]
     assert all(error is None or error in refused for error in outcomes)
     assert 15 <= len(refused) < 20  # 10,000 votes per second would serve four, and the first is always admitted
+
+
+@pytest.mark.parametrize("error", [None, ActorDiedError()])
+def test_a_value_does_not_wait_for_the_end_of_its_stream(error: Exception | None) -> None:
+    """Yet the stream is read to its end, which frees it. A replica that is lost after the value costs nothing."""
+
+    async def asked() -> None:
+        may_end, ended = asyncio.Event(), asyncio.Event()
+
+        async def stream(*_: object) -> AsyncIterator[str]:
+            yield "votes"
+            await may_end.wait()
+            ended.set()
+            if error is not None:
+                raise error
+
+        method = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=stream))
+        handle = ModelHandle(SimpleNamespace(describe=method, count=method, drive=method), MODEL)
+        assert await handle.count.remote("request") == "votes"
+        assert not ended.is_set()
+        may_end.set()
+        await asyncio.wait_for(ended.wait(), 5)
+
+    asyncio.run(asked())
