@@ -127,17 +127,17 @@ class Server:
         pytest.fail(f"the server did not become ready:\n{self.log()[-4000:]}")
 
     def processes(self, title: str = "") -> list[int]:
-        """Living processes of this server whose command line holds `title`."""
+        """Living processes of this server whose command line holds `title`, oldest first."""
         marker, found = f"RAY_TMPDIR={self.folder}\0".encode(), []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                stat = (entry / "stat").read_text().rpartition(")")[2].split()
                 ours = marker in (entry / "environ").read_bytes() + b"\0"
-                if ours and state != "Z" and title in (entry / "cmdline").read_text(errors="replace"):
-                    found.append(int(entry.name))
+                if ours and stat[0] != "Z" and title in (entry / "cmdline").read_text(errors="replace"):
+                    found.append((int(stat[19]), int(entry.name)))  # by its start: numbers are used again
             except OSError:
                 continue  # it has ended meanwhile, or belongs to someone else
-        return found
+        return [pid for _, pid in sorted(found)]
 
     def terminate(self) -> None:
         """Sends SIGTERM to the command, as a service manager or Ctrl-C in its shell would."""
