@@ -1,13 +1,15 @@
 """Claim: at saturation the server gives answers at least 90 % of the bare engine's votes, for plans of 10,000 and more.
 
-And an idle request adds at most 12 ms at the median to the same certification in process.
+And HTTP and Serve add at most 12 ms at the median to the answer of an idle server.
 
     python benchmarks/serving.py [--plans default radius] [--clients 1 4 16 64 256] [--parts idle closed open overtake]
 
 It starts `macer serve` of the shipped deployment, and the same model in a process of its own (benchmarks/offline.py)
 with the same engine options. One of the two computes at a time, in turns. The load generator is one asyncio process.
 
-- idle: one request at a time, alternating with the same certification in process. Medians and their difference.
+- idle: one request at a time, alternating with the same certification in process. Printed are what HTTP and Serve add
+  before the upload is there and after the certificate is (the client's time without what the answer's `timing_ms`
+  names), and what the whole request takes more than the certification in process.
 - closed: each client sends its next request when the last one is answered; who is refused waits for Retry-After. A
   window lasts until the last of its requests is answered. Votes per second are those that answers rest on. Each window
   stands between two rounds of the bare engine, and its share is against their mean. After a warm-up, windows are
@@ -66,7 +68,7 @@ class Measurement:
         return float(measured["rate"])
 
     async def idle(self, plan: str) -> None:
-        served, inside = [], []
+        served, inside, around = [], [], []
         for question in islice(self.asked(plan), self.options.idle):
             reply = await self.client.ask(question)
             if reply.status != 200:
@@ -78,12 +80,13 @@ class Measurement:
                 raise SystemExit(f"{question.image.name}: the server's certificate is not the one computed in process")
             served.append(reply.seconds)
             inside.append(own["seconds"])
+            around.append(1e3 * reply.seconds - sum(reply.body["timing_ms"].values()))
         p50, p95, _ = quantiles(served)
-        own50 = quantiles(inside)[0]
+        own50, added = quantiles(inside)[0], statistics.median(around)
         paired = 1e3 * statistics.median(a - b for a, b in zip(served, inside, strict=True))
         self.say(
-            f"{plan:9} {len(served):4} requests: p50 {p50:7.1f} ms, p95 {p95:7.1f}; in process p50 {own50:7.1f}; "
-            f"added at p50 {p50 - own50:6.1f} ms (median of the differences {paired:6.1f})"
+            f"{plan:9} {len(served):4} requests: p50 {p50:7.1f} ms, p95 {p95:7.1f}; HTTP and Serve {added:5.1f} of "
+            f"them; in process p50 {own50:7.1f}, {p50 - own50:6.1f} less (median of the differences {paired:6.1f})"
         )
 
     async def closed(self, plan: str, clients: int) -> None:

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from macer_serve.serving.problems import MEDIA_TYPE, RETRY_AFTER_S, document
+from macer_serve.serving.repeated_refusals import RepeatRefusals
 from macer_serve.serving.slow_clients import HoldSlowUploads
 
 log = logging.getLogger("ray.serve")
@@ -139,7 +140,8 @@ def _is_foreign(start: Message) -> bool:
 
 def middlewares() -> list[Middleware]:
     """Returns the proxy's middlewares; each wraps those before it."""
-    return [Middleware(HoldSlowUploads), Middleware(ProblemsOnly), Middleware(RemoveRayHeaders)]
+    kinds = (RepeatRefusals, HoldSlowUploads, ProblemsOnly, RemoveRayHeaders)
+    return [Middleware(kind) for kind in kinds]
 
 
 def limit_connections() -> None:
