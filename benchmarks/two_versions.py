@@ -5,7 +5,8 @@
 Checks COMMIT out into a folder of its own and starts the servers of both versions (`macer serve`, or `serve run` before
 that existed), each with its own deployment, checkpoint and engine, in this environment. Requests for the same number of
 votes go to the two in turns, one at a time. Printed are the medians, and the median of the paired differences with a
-95 % interval (Hodges-Lehmann, from the signed ranks). The commit must run with the packages that are installed.
+95 % interval (Hodges-Lehmann, from the signed ranks); then what HTTP and Serve add, which is the client's time without
+what the answer's `timing_ms` names. The commit must run with the packages that are installed.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def is_ready(address: str) -> bool:
     return False
 
 
-def seconds(client: httpx.Client, address: str, image: Path, votes: int) -> float:
-    """Returns the seconds of an answer that rests on so many votes."""
+def milliseconds(client: httpx.Client, address: str, image: Path, votes: int) -> tuple[float, float]:
+    """Returns how long an answer takes that rests on so many votes, and how much of that HTTP and Serve add."""
     began = time.monotonic()
     answer = client.post(
         f"{address}/predict",
@@ -68,10 +69,10 @@ def seconds(client: httpx.Client, address: str, image: Path, votes: int) -> floa
         content=image.read_bytes(),
         headers={"content-type": "image/png"},
     )
-    took = time.monotonic() - began
+    took = 1e3 * (time.monotonic() - began)
     if answer.status_code != 200 or answer.json()["certificate"]["n"] != votes:
         raise SystemExit(f"{address} answers {answer.status_code}: {answer.text[:500]}")
-    return took
+    return took, took - sum(answer.json()["timing_ms"].values())
 
 
 def hodges_lehmann(differences: list[float]) -> tuple[float, float, float]:
@@ -103,15 +104,16 @@ def main() -> None:
             httpx.Client(timeout=120) as client,
         ):
             for votes in VOTES:
-                took: dict[str, list[float]] = {old: [], new: []}
+                took: dict[str, list[tuple[float, float]]] = {old: [], new: []}
                 for i in range(options.requests + 3):
                     for address in (old, new) if i % 2 else (new, old):
-                        took[address].append(seconds(client, address, IMAGES[i % len(IMAGES)], votes))
-                before, now = (took[address][3:] for address in (old, new))
-                middle, low, high = hodges_lehmann([1e3 * (b - a) for a, b in zip(before, now, strict=True)])
+                        took[address].append(milliseconds(client, address, IMAGES[i % len(IMAGES)], votes))
+                (before, added), (now, adds) = (zip(*took[address][3:], strict=True) for address in (old, new))
+                middle, low, high = hodges_lehmann([b - a for a, b in zip(before, now, strict=True)])
                 say(
-                    f"{votes:6,} votes: p50 {1e3 * statistics.median(before):7.1f} ms by {options.commit}, "
-                    f"{1e3 * statistics.median(now):7.1f} now; difference {middle:+.1f} ms ({low:+.1f} to {high:+.1f})"
+                    f"{votes:6,} votes: p50 {statistics.median(before):7.1f} ms by {options.commit}, "
+                    f"{statistics.median(now):7.1f} now; difference {middle:+.1f} ms ({low:+.1f} to {high:+.1f}); "
+                    f"HTTP and Serve add {statistics.median(added):.1f} ms, {statistics.median(adds):.1f} now"
                 )
     finally:
         subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", folder / "old"], check=False)
