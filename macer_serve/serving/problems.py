@@ -22,6 +22,7 @@ from macer_serve.errors import (
     UnsupportedTypeError,
     UploadError,
 )
+from macer_serve.serving.repeated_refusals import time_in
 
 log = logging.getLogger("ray.serve")
 
@@ -133,6 +134,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(MacerError)
     async def ours(request: Request, error: MacerError) -> JSONResponse:
+        if isinstance(error, OverloadedError) and getattr(request.state, "only_ingress", False):
+            return problem_of(error, time_in(request.scope, error.retry_after_s))
         return problem_of(error)
 
     @app.exception_handler(RequestValidationError)

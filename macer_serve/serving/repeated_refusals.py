@@ -1,8 +1,7 @@
-"""What runs in Serve's HTTP proxy against overload: it repeats a refusal that the application has just given.
+"""What runs in Serve's HTTP proxy against overload: it repeats a refusal that the ingress has just given.
 
-A refusal costs the application as much as any small answer: 10 to 20 milliseconds of processor time, most of it in
-Serve. Clients who come back too early would take the time of the answers that they wait for. In the proxy, refusing one
-of them costs a tenth of that.
+A refusal by the ingress costs 10 to 20 milliseconds of processor time, most of it in Serve. Clients who come back too
+early would take the time of the answers that they wait for. The proxy refuses one of them in a tenth of that.
 """
 
 from __future__ import annotations
@@ -15,40 +14,47 @@ from typing import TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from macer_serve.serving.whole_uploads import came_whole
+from macer_serve.serving.whole_uploads import came_whole, has_body
 
+# By this header the ingress tells the proxy in how many seconds there will be time. Clients do not see it.
+TIME_IN = b"x-macer-time-in"
 REPEATED_S = 2.0  # at most, for which a refusal is repeated
-LEAST_S = 2.0  # refusals that name fewer seconds are not about the work that waits
-_BODY_BYTES = 64 * 2**10  # of a refusal that is remembered
-_KINDS = 1_000  # of requests whose refusals are remembered
-_DECIDING = (b"host", b"origin", b"sec-fetch-site")  # headers by which the application chooses its answer or headers
+_KINDS = 100  # of requests whose refusals are remembered
+_DECIDING = (b"host", b"origin", b"sec-fetch-site")  # headers by which the ingress chooses its answer or its headers
 
 Kind: TypeAlias = tuple[object, ...]
 
 
+def time_in(scope: Scope, seconds: float) -> dict[str, str]:
+    """Returns the headers of a refusal that the proxy may repeat; none if nothing there would remove them.
+
+    Any other request like this one must be refused as well, until one that is in work has ended.
+    """
+    return {TIME_IN.decode(): f"{seconds:.3f}"} if came_whole(scope) else {}
+
+
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """A refusal of the application. Moments are those of the event loop's clock."""
+    """A refusal of the ingress. Moments are those of the event loop's clock."""
 
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     repeated_until: float
-    time_at: float  # the moment at which there will be time, by `Retry-After`
+    time_at: float  # from then on there will be time
 
     async def repeat(self, now: float, send: Send) -> None:
-        left_s = max(1, math.ceil(self.time_at - now))
-        headers = [*self.headers, (b"retry-after", str(left_s).encode())]
+        retry_after_s = max(1, math.ceil(self.time_at - now))
+        headers = [*self.headers, (b"retry-after", str(retry_after_s).encode())]
         await send({"type": "http.response.start", "status": 429, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
 
 class RepeatRefusals:
-    """Refuses a request like one that the application has just refused for want of time (429).
+    """Refuses a request like one that the ingress has just refused for want of time (429), with the seconds left.
 
-    Requests are alike if their path and query are the same, which say how many votes are asked for by when; of the
-    upload, nothing counts but that it came whole. A refusal is repeated for half of the seconds that its `Retry-After`
-    names, and for `REPEATED_S` at most: if other clients leave, there may be time earlier. What is left of these
-    seconds is said.
+    Requests are alike if their path and query are the same, which say how many votes are asked for by when. Of the
+    upload, nothing counts but that it came whole. A refusal is repeated until a request that is in work has ended, for
+    half of the time until the ingress expects to have time, and for `REPEATED_S` seconds at most.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -56,47 +62,59 @@ class RepeatRefusals:
         self._refusals: OrderedDict[Kind, _Refusal] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not came_whole(scope):
+        if scope["type"] != "http" or not has_body(scope):
             await self._app(scope, receive, send)
             return
         kind, now = _kind(scope), asyncio.get_running_loop().time()
-        refusal = self._refusals.get(kind)
+        refusal = self._refusals.get(kind) if came_whole(scope) else None
         if refusal is not None and now < refusal.repeated_until:
             await refusal.repeat(now, send)
             return
-        await self._app(scope, receive, self._noting(kind, send))
+        answer = _Answer(send)
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            if answer.status != 429:
+                self._refusals.clear()  # there may be time now
+            elif answer.ended and answer.time_in is not None:
+                self._note(kind, answer, answer.time_in)
 
-    def _noting(self, kind: Kind, send: Send) -> Send:
-        """Returns a `send` that takes note of a refusal."""
-        start: Message | None = None
-        body = b""
-
-        async def noting(message: Message) -> None:
-            nonlocal start, body
-            if message["type"] == "http.response.start" and message["status"] == 429:
-                start = message
-            elif message["type"] == "http.response.body" and start is not None and len(body) <= _BODY_BYTES:
-                body += message.get("body", b"")
-                if not message.get("more_body", False):
-                    self._note(kind, start, body)
-            await send(message)
-
-        return noting
-
-    def _note(self, kind: Kind, start: Message, body: bytes) -> None:
-        headers = [(name.lower(), value) for name, value in start.get("headers", [])]
-        said = dict(headers).get(b"retry-after", b"")
-        if not said.isdigit() or int(said) < LEAST_S or len(body) > _BODY_BYTES:
-            return
-        kept = tuple((name, value) for name, value in headers if name not in (b"retry-after", b"x-request-id"))
+    def _note(self, kind: Kind, answer: _Answer, time_in_s: float) -> None:
         now = asyncio.get_running_loop().time()
-        self._refusals[kind] = _Refusal(kept, body, now + min(REPEATED_S, int(said) / 2), now + int(said))
+        until = now + min(REPEATED_S, time_in_s / 2)
+        self._refusals[kind] = _Refusal(tuple(answer.headers), bytes(answer.body), until, now + time_in_s)
         self._refusals.move_to_end(kind)
         if len(self._refusals) > _KINDS:
             self._refusals.popitem(last=False)
 
 
+class _Answer:
+    """The sending side of one request. If it is a refusal that may be repeated, its headers and its body are kept."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status: int | None = None
+        self.time_in: float | None = None  # seconds; set if the refusal may be repeated
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body, self.ended = bytearray(), False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = dict(message.get("headers", []))
+            if self.status == 429 and TIME_IN in headers:
+                self.time_in = float(headers[TIME_IN])
+                kept = [(name, value) for name, value in message["headers"] if name != TIME_IN]
+                self.headers = [(name, value) for name, value in kept if name not in (b"retry-after", b"x-request-id")]
+                message = {**message, "headers": kept}
+        elif self.time_in is not None:
+            self.body += message.get("body", b"")
+            self.ended = not message.get("more_body", False)
+        await self._send(message)
+
+
 def _kind(scope: Scope) -> Kind:
-    """Returns what requests have in common that the application refuses alike."""
+    """Returns what requests have in common that the ingress refuses alike."""
     deciding = tuple((name, value) for name, value in scope["headers"] if name in _DECIDING)
-    return (scope["method"], scope.get("root_path", ""), scope["path"], scope["query_string"], *deciding)
+    where = (scope["method"], scope["http_version"], scope.get("root_path", ""), scope["path"], scope["query_string"])
+    return (*where, *deciding)

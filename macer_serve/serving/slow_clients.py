@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from macer_serve.errors import MacerError
 from macer_serve.serving.problems import OverloadedError, SlowUploadError, problem_of
-from macer_serve.serving.upload_limits import STALLED_S, has_body, peer_of
-from macer_serve.serving.whole_uploads import with_whole
+from macer_serve.serving.upload_limits import STALLED_S, peer_of
+from macer_serve.serving.whole_uploads import has_body, with_whole
 
 SLOW_S = 60.0  # for which a client is known to be slow
 HELD_S = 10.0  # in which an upload of a slow client must have come

@@ -21,6 +21,7 @@ from PIL import Image
 from serving.conftest import calls_of
 
 from macer_serve.issuing import Issuer
+from macer_serve.serving.repeated_refusals import TIME_IN
 from macer_serve.serving.schemas import Answer
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate
@@ -338,6 +339,7 @@ def test_more_requests_than_places_are_asked_to_come_back(
                 holding[-1].sendall(head + images[1])
             answer = client.post("/predict?model=quick", content=images[1], headers=PNG)
         assert_problem(answer, 429, "in work already")
+        assert TIME_IN.decode() not in answer.headers
         assert client.get("/readyz").status_code == 200  # overload is not unreadiness
     finally:
         for connection in holding:

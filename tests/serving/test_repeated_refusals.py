@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from macer_serve.serving import repeated_refusals
 from macer_serve.serving.proxy import ProblemsOnly
-from macer_serve.serving.repeated_refusals import RepeatRefusals
+from macer_serve.serving.repeated_refusals import TIME_IN, RepeatRefusals, time_in
 from macer_serve.serving.whole_uploads import with_whole
 
 MEDIA_TYPE = "application/problem+json"
@@ -20,21 +20,26 @@ LATER = {"retry-after": "4", "access-control-allow-origin": "https://a.example",
 
 
 class Proxy:
-    """The middleware around an application that answers `status` with `headers`, and counts how often it is asked."""
+    """The middleware around an application that refuses for `seconds`, or answers `status`, and counts requests."""
 
     def __init__(self) -> None:
-        self.status, self.headers, self.asked = 429, dict(LATER), 0
+        self.status, self.seconds, self.asked = 429, 3.2, 0
+        self.may_be_repeated, self.hangs = True, False
         self.app: ASGIApp = RepeatRefusals(self._application)
 
     async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked += 1
-        await JSONResponse({"asked": self.asked}, self.status, self.headers, MEDIA_TYPE)(scope, receive, send)
+        if self.hangs:
+            await asyncio.sleep(60)
+        headers = {**LATER, **(time_in(scope, self.seconds) if self.may_be_repeated else {})}
+        await JSONResponse({"asked": self.asked}, self.status, headers, MEDIA_TYPE)(scope, receive, send)
 
     async def send(
         self, query: bytes = b"", path: str = "/predict", whole: bool = True, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
-        """Returns status, headers and body of the answer."""
-        scope: Scope = {"type": "http", "method": "POST", "path": path, "query_string": query}
+        """Returns status, headers and body of the answer to an upload."""
+        scope: Scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": path, "query_string": query}
+        headers = {"content-length": "1", **headers}
         scope["headers"] = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         answer: list[Any] = []
 
@@ -46,6 +51,7 @@ class Proxy:
 
         await self.app(with_whole(scope, b"x") if whole else scope, receive, send)
         described = {name.decode(): value.decode() for name, value in answer[0]["headers"]}
+        assert TIME_IN.decode() not in described
         return answer[0]["status"], described, b"".join(message.get("body", b"") for message in answer[1:])
 
 
@@ -61,25 +67,51 @@ def proxied(test: Callable[[Proxy], Coroutine[Any, Any, None]]) -> Callable[[], 
 async def test_a_refusal_is_repeated_and_says_what_is_left_of_the_time(proxy: Proxy) -> None:
     first = await proxy.send(b"n=10")
     assert (first[0], first[1]["retry-after"], proxy.asked) == (429, "4", 1)
-    await asyncio.sleep(1.1)
+    await asyncio.sleep(1.3)
     status, headers, body = await proxy.send(b"n=10")
     assert (status, body, proxy.asked) == (429, first[2], 1)
-    assert headers["retry-after"] == "3"
+    assert headers["retry-after"] == "2"
     assert headers["content-type"] == MEDIA_TYPE
     assert headers["access-control-allow-origin"] == "https://a.example"
 
 
 @proxied
 async def test_the_application_is_asked_again_at_half_of_the_time(proxy: Proxy) -> None:
-    proxy.headers["retry-after"] = "2"
+    proxy.seconds = 0.6
     await proxy.send()
-    await asyncio.sleep(0.5)
-    await proxy.send()
+    assert (await proxy.send())[1]["retry-after"] == "1"
     assert proxy.asked == 1
-    await asyncio.sleep(0.6)
-    proxy.status = 200
-    assert (await proxy.send())[0] == 200
+    await asyncio.sleep(0.35)
+    await proxy.send()
     assert proxy.asked == 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("status", [200, 400, 503])
+def test_the_application_is_asked_again_when_another_request_has_ended(status: int, whole: bool) -> None:
+    """So that an idle server refuses nobody, and what a client gives up by leaving is there for others."""
+
+    @proxied
+    async def asked_again(proxy: Proxy) -> None:
+        await proxy.send(b"n=10")
+        proxy.status, proxy.may_be_repeated = status, False
+        await proxy.send(b"n=1", whole=whole)
+        assert (await proxy.send(b"n=10"))[0] == status
+        assert proxy.asked == 3
+
+    asked_again()
+
+
+@proxied
+async def test_the_application_is_asked_again_when_a_client_has_left(proxy: Proxy) -> None:
+    await proxy.send(b"n=10")
+    proxy.hangs = True
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await proxy.send(b"n=1")
+    proxy.hangs = False
+    await proxy.send(b"n=10")
+    assert proxy.asked == 3
 
 
 def test_the_application_is_asked_again_soon_however_long_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +119,7 @@ def test_the_application_is_asked_again_soon_however_long_the_time(monkeypatch: 
 
     @proxied
     async def asked_again(proxy: Proxy) -> None:
-        proxy.headers["retry-after"] = "60"
+        proxy.seconds = 60.0
         await proxy.send()
         await proxy.send()
         assert proxy.asked == 1
@@ -116,18 +148,13 @@ async def test_other_requests_are_asked_about(proxy: Proxy) -> None:
     assert proxy.asked == 1 + len(others)
 
 
-@pytest.mark.parametrize(
-    ("status", "retry_after"), [(429, "1"), (429, None), (429, "soon"), (503, "4"), (408, "4"), (200, "4")]
-)
-def test_only_refusals_for_want_of_time_are_repeated(status: int, retry_after: str | None) -> None:
-    @proxied
-    async def asked(proxy: Proxy) -> None:
-        proxy.status, proxy.headers = status, {} if retry_after is None else {"retry-after": retry_after}
+@proxied
+async def test_what_the_application_does_not_mark_is_not_repeated(proxy: Proxy) -> None:
+    """Such as a refusal that concerns one client, or that of another application behind the same proxy."""
+    proxy.may_be_repeated = False
+    for asked in (1, 2):
         await proxy.send()
-        await proxy.send()
-        assert proxy.asked == 2
-
-    asked()
+        assert proxy.asked == asked
 
 
 @proxied
