@@ -23,7 +23,7 @@ HELD_S = 10.0  # in which an upload of a slow client must have come
 HELD_BYTES = 256 * 2**10  # of an upload that are enough to pass it on
 HELD = 1_000  # uploads that are held at a time, in all
 HELD_PER_CLIENT = 32  # of a slow client; another one may have half of all
-PACE_S = 0.1  # between two uploads that are passed on unfinished
+PACE_S = 0.5  # between two uploads that are passed on unfinished
 _CLIENTS = 10_000  # that are remembered
 
 
@@ -42,6 +42,7 @@ class HoldSlowUploads:
         self._app = app
         self._slow_until: OrderedDict[str, float] = OrderedDict()  # the event loop's time, by client
         self._held: Counter[str] = Counter()  # uploads, by client
+        self._waiting: dict[str, set[_Upload]] = {}  # for their turn, by client
         self._next_at = 0.0  # the event loop's time at which the next unfinished upload may be passed on
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,6 +67,8 @@ class HoldSlowUploads:
         self._slow_until.move_to_end(peer)
         if len(self._slow_until) > _CLIENTS:
             self._slow_until.popitem(last=False)
+        for upload in self._waiting.get(peer, ()):
+            upload.wait_no_longer()  # its turn does not come any more
 
     async def _refusal(self, peer: str, upload: _Upload) -> MacerError | None:
         """Returns None once the upload may be passed on, or why it is not."""
@@ -90,11 +93,18 @@ class HoldSlowUploads:
         now = asyncio.get_running_loop().time()
         turn = max(now, self._next_at)
         self._next_at = turn + PACE_S
-        if (came := await upload.hold(turn - now)) is not None:
-            self._next_at -= PACE_S  # it needs no turn
-            return came
-        # An upload of its address may have been called slow meanwhile.
-        return not self._is_slow(peer) or bool(await upload.hold(HELD_S))
+        waiting = self._waiting.setdefault(peer, set())
+        waiting.add(upload)
+        try:
+            came = await upload.hold(turn - now)
+        finally:
+            waiting.discard(upload)
+            if not waiting:
+                self._waiting.pop(peer, None)
+        if came is None and not self._is_slow(peer):
+            return True
+        self._next_at -= PACE_S  # it needs no turn
+        return bool(await upload.hold(HELD_S) if came is None else came)
 
     def _is_slow(self, peer: str) -> bool:
         return self._slow_until.get(peer, 0.0) > asyncio.get_running_loop().time()
@@ -106,6 +116,7 @@ class _Upload:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._held: bytearray | None = None  # of the body; the application has not got it yet
+        self._timer: asyncio.Timeout | None = None  # of `hold`
         self._received = 0
         self._complete = self._answered = False
         self._began = asyncio.get_running_loop().time()
@@ -118,14 +129,21 @@ class _Upload:
         """
         held = self._held = bytearray() if self._held is None else self._held
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as self._timer:
                 while not self._complete and len(held) < HELD_BYTES:
                     if (message := await self._next())["type"] == "http.disconnect":
                         return False
                     held += message.get("body", b"")
         except TimeoutError:
             return None
+        finally:
+            self._timer = None
         return True
+
+    def wait_no_longer(self) -> None:
+        """Ends `hold` as if its time were over."""
+        if self._timer is not None and not self._timer.expired():
+            self._timer.reschedule(asyncio.get_running_loop().time())
 
     @property
     def whole(self) -> bytes | None:

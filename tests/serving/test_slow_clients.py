@@ -206,6 +206,22 @@ async def test_a_flood_of_unfinished_uploads_comes_one_by_one(proxy: Proxy) -> N
     assert proxy.asked <= 2 * STALLED_S / PACE_S + 2  # until the first of them is called slow
 
 
+def test_who_waits_for_a_turn_is_told_soon_that_its_address_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_clients, "PACE_S", 60.0)
+
+    @proxied
+    async def told(proxy: Proxy) -> None:
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*(proxy.send(SLOW, b"x") for _ in range(4)))
+        assert Counter(b"earlier ones" in body for _, body in answers) == {False: 1, True: 3}
+        assert proxy.asked == 1
+        # The turns that were not needed are not waited for.
+        async with asyncio.timeout(10):
+            assert await proxy.send(OTHER, b"ab", b"", after=2 * STALLED_S) == (200, b"2")
+
+    told()
+
+
 @proxied
 async def test_an_upload_of_which_enough_has_come_is_passed_on(proxy: Proxy) -> None:
     """So that the proxy never holds much, and the application's own limits decide."""
