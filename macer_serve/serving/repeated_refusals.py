@@ -26,9 +26,9 @@ Kind: TypeAlias = tuple[object, ...]
 
 
 def time_in(scope: Scope, seconds: float) -> dict[str, str]:
-    """Returns the headers of a refusal that the proxy may repeat; none if nothing there would remove them.
+    """Returns the header by which the proxy may repeat a refusal; none if no proxy would remove it.
 
-    Any other request like this one must be refused as well, until one that is in work has ended.
+    The refusal must hold for every request like this one, until a request that is in work has ended.
     """
     return {TIME_IN.decode(): f"{seconds:.3f}"} if came_whole(scope) else {}
 
@@ -60,6 +60,7 @@ class RepeatRefusals:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._refusals: OrderedDict[Kind, _Refusal] = OrderedDict()
+        self._forgot = 0  # times that all of them were forgotten
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not has_body(scope):
@@ -70,13 +71,14 @@ class RepeatRefusals:
         if refusal is not None and now < refusal.repeated_until:
             await refusal.repeat(now, send)
             return
-        answer = _Answer(send)
+        answer, forgot = _Answer(send), self._forgot
         try:
             await self._app(scope, receive, answer)
         finally:
             if answer.status != 429:
                 self._refusals.clear()  # there may be time now
-            elif answer.ended and answer.time_in is not None:
+                self._forgot += 1
+            elif answer.ended and answer.time_in is not None and forgot == self._forgot:  # what it is about is in work
                 self._note(kind, answer, answer.time_in)
 
     def _note(self, kind: Kind, answer: _Answer, time_in_s: float) -> None:

@@ -90,6 +90,8 @@ class HoldSlowUploads:
 
     async def _until_its_turn(self, peer: str, upload: _Upload) -> bool:
         """Returns whether an unfinished upload may go on: because it has become whole, or its turn has come."""
+        if self._is_slow(peer):  # by another upload, meanwhile
+            return bool(await upload.hold(HELD_S))
         now = asyncio.get_running_loop().time()
         turn = max(now, self._next_at)
         self._next_at = turn + PACE_S

@@ -24,7 +24,7 @@ class Proxy:
 
     def __init__(self) -> None:
         self.status, self.seconds, self.asked = 429, 3.2, 0
-        self.may_be_repeated, self.hangs = True, False
+        self.may_be_repeated, self.hangs, self.late = True, False, False
         self.app: ASGIApp = RepeatRefusals(self._application)
 
     async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,7 +32,10 @@ class Proxy:
         if self.hangs:
             await asyncio.sleep(60)
         headers = {**LATER, **(time_in(scope, self.seconds) if self.may_be_repeated else {})}
-        await JSONResponse({"asked": self.asked}, self.status, headers, MEDIA_TYPE)(scope, receive, send)
+        answer = JSONResponse({"asked": self.asked}, self.status, headers, MEDIA_TYPE)
+        if self.late:
+            await asyncio.sleep(0.1)
+        await answer(scope, receive, send)
 
     async def send(
         self, query: bytes = b"", path: str = "/predict", whole: bool = True, **headers: str
@@ -65,12 +68,13 @@ def proxied(test: Callable[[Proxy], Coroutine[Any, Any, None]]) -> Callable[[], 
 
 @proxied
 async def test_a_refusal_is_repeated_and_says_what_is_left_of_the_time(proxy: Proxy) -> None:
+    proxy.seconds = 4.0
     first = await proxy.send(b"n=10")
     assert (first[0], first[1]["retry-after"], proxy.asked) == (429, "4", 1)
-    await asyncio.sleep(1.3)
+    await asyncio.sleep(1.2)
     status, headers, body = await proxy.send(b"n=10")
     assert (status, body, proxy.asked) == (429, first[2], 1)
-    assert headers["retry-after"] == "2"
+    assert headers["retry-after"] == "3"
     assert headers["content-type"] == MEDIA_TYPE
     assert headers["access-control-allow-origin"] == "https://a.example"
 
@@ -103,6 +107,17 @@ def test_the_application_is_asked_again_when_another_request_has_ended(status: i
 
 
 @proxied
+async def test_a_refusal_that_comes_after_the_end_of_what_it_is_about_is_not_repeated(proxy: Proxy) -> None:
+    proxy.late = True
+    refused = asyncio.create_task(proxy.send(b"n=10"))
+    await asyncio.sleep(0.01)  # the application has refused, and its answer is on its way
+    proxy.late, proxy.status, proxy.may_be_repeated = False, 200, False
+    await proxy.send(b"n=1")
+    assert (await refused)[0] == 429
+    assert (await proxy.send(b"n=10"))[0] == 200
+
+
+@proxied
 async def test_the_application_is_asked_again_when_a_client_has_left(proxy: Proxy) -> None:
     await proxy.send(b"n=10")
     proxy.hangs = True
@@ -115,7 +130,7 @@ async def test_the_application_is_asked_again_when_a_client_has_left(proxy: Prox
 
 
 def test_the_application_is_asked_again_soon_however_long_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeated_refusals, "REPEATED_S", 0.1)
+    monkeypatch.setattr(repeated_refusals, "REPEATED_S", 0.5)
 
     @proxied
     async def asked_again(proxy: Proxy) -> None:
@@ -123,7 +138,7 @@ def test_the_application_is_asked_again_soon_however_long_the_time(monkeypatch: 
         await proxy.send()
         await proxy.send()
         assert proxy.asked == 1
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.6)
         await proxy.send()
         assert proxy.asked == 2
 
