@@ -11,7 +11,7 @@ from serving.conftest import ROOT, Server
 
 # Per program: the model, and words of its last tables.
 PROGRAMS = {
-    "serving.py": ("cifar10", ["added at p50", "n = 500 beside"]),
+    "serving.py": ("cifar10", ["HTTP and Serve", "n = 500 beside"]),
     "mixed_load.py": ("quick", ["counted again", "; 0 answers were not as expected"]),
     "overload.py": ("cifar10", ["of a core; requests sent late by", "slow uploads    "]),
 }
