@@ -87,7 +87,7 @@ class Ingress:
         keep_to_loopback()
         Cors.allow(settings.cors_origins)
         Hosts.allow(trusted(settings.trusted_hosts, bound_host()), settings.cors_origins)
-        self._limits, self._alone = settings.limits, settings.ingress_replicas == 1
+        self._limits, self._only_ingress = settings.limits, settings.ingress_replicas == 1
         self._uploads = Uploads(
             timeout_s=settings.limits.upload_s,
             rate=settings.limits.upload_rate,
@@ -202,7 +202,7 @@ class Ingress:
         self, request: Request, response: Response, query: Annotated[PredictQuery, Query()]
     ) -> Answer | ShortAnswer:
         """The class of the image and the radius inside which nothing changes it, or an abstention (also 200)."""
-        request.state.only_ingress = self._alone  # what it refuses, no other replica would admit
+        request.state.only_ingress = self._only_ingress  # what it refuses, no other replica would admit
         named = Counter(name for name, _ in request.query_params.multi_items())
         if repeated := [name for name, times in named.items() if times > 1]:
             raise ParameterError(f"{', '.join(repeated)} is given more than once")

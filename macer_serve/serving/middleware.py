@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from macer_serve.serving.problems import problem
-from macer_serve.serving.whole_uploads import has_body
+from macer_serve.serving.upload_limits import has_body
 
 READ_ON_BYTES = 64 * 2**20  # of a refused body
 READ_ON_S = 30.0

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from macer_serve.errors import (
     EngineError,
@@ -22,12 +23,14 @@ from macer_serve.errors import (
     UnsupportedTypeError,
     UploadError,
 )
-from macer_serve.serving.repeated_refusals import time_in
+from macer_serve.serving.whole_uploads import came_whole
 
 log = logging.getLogger("ray.serve")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1.0
+# By this header the ingress tells the proxy in how many seconds there will be time. Clients do not see it.
+TIME_IN = b"x-macer-time-in"
 
 
 class BusyError(ServingError):
@@ -121,6 +124,14 @@ def problem_of(error: MacerError, headers: Mapping[str, str] | None = None) -> J
     """Returns the response with the problem document of an error."""
     retry_after_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
     return problem(status_of(error), error.title, str(error), headers, retry_after_s)
+
+
+def time_in(scope: Scope, seconds: float) -> dict[str, str]:
+    """Returns the header by which the proxy may repeat a refusal; none if no proxy would remove it.
+
+    The refusal must hold for every request like this one, until a request that is in work has ended.
+    """
+    return {TIME_IN.decode(): f"{seconds:.3f}"} if came_whole(scope) else {}
 
 
 def _fault(error: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What runs in Serve's HTTP proxy against overload: it repeats a refusal that the ingress has just given.
 
 A refusal by the ingress costs 10 to 20 milliseconds of processor time, most of it in Serve. Clients who come back too
-early would take the time of the answers that they wait for. The proxy refuses one of them in a tenth of that.
+early would take the time of the answers that they wait for. The proxy refuses one of them in about a tenth of that.
 """
 
 from __future__ import annotations
@@ -14,23 +14,15 @@ from typing import TypeAlias
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from macer_serve.serving.whole_uploads import came_whole, has_body
+from macer_serve.serving.problems import TIME_IN
+from macer_serve.serving.upload_limits import has_body
+from macer_serve.serving.whole_uploads import came_whole
 
-# By this header the ingress tells the proxy in how many seconds there will be time. Clients do not see it.
-TIME_IN = b"x-macer-time-in"
 REPEATED_S = 2.0  # at most, for which a refusal is repeated
 _KINDS = 100  # of requests whose refusals are remembered
 _DECIDING = (b"host", b"origin", b"sec-fetch-site")  # headers by which the ingress chooses its answer or its headers
 
 Kind: TypeAlias = tuple[object, ...]
-
-
-def time_in(scope: Scope, seconds: float) -> dict[str, str]:
-    """Returns the header by which the proxy may repeat a refusal; none if no proxy would remove it.
-
-    The refusal must hold for every request like this one, until a request that is in work has ended.
-    """
-    return {TIME_IN.decode(): f"{seconds:.3f}"} if came_whole(scope) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +42,7 @@ class _Refusal:
 
 
 class RepeatRefusals:
-    """Refuses a request like one that the ingress has just refused for want of time (429), with the seconds left.
+    """Refuses a request like one that the ingress has just refused (429); `Retry-After` says how much time is left.
 
     Requests are alike if their path and query are the same, which say how many votes are asked for by when. Of the
     upload, nothing counts but that it came whole. A refusal is repeated until a request that is in work has ended, for
@@ -60,7 +52,6 @@ class RepeatRefusals:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._refusals: OrderedDict[Kind, _Refusal] = OrderedDict()
-        self._forgot = 0  # times that all of them were forgotten
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not has_body(scope):
@@ -71,23 +62,14 @@ class RepeatRefusals:
         if refusal is not None and now < refusal.repeated_until:
             await refusal.repeat(now, send)
             return
-        answer, forgot = _Answer(send), self._forgot
+        answer, refusals = _Answer(send), self._refusals
         try:
             await self._app(scope, receive, answer)
         finally:
             if answer.status != 429:
-                self._refusals.clear()  # there may be time now
-                self._forgot += 1
-            elif answer.ended and answer.time_in is not None and forgot == self._forgot:  # what it is about is in work
-                self._note(kind, answer, answer.time_in)
-
-    def _note(self, kind: Kind, answer: _Answer, time_in_s: float) -> None:
-        now = asyncio.get_running_loop().time()
-        until = now + min(REPEATED_S, time_in_s / 2)
-        self._refusals[kind] = _Refusal(tuple(answer.headers), bytes(answer.body), until, now + time_in_s)
-        self._refusals.move_to_end(kind)
-        if len(self._refusals) > _KINDS:
-            self._refusals.popitem(last=False)
+                self._refusals = OrderedDict()  # there may be time now
+            elif answer.ended and answer.time_in is not None:
+                _note(refusals, kind, answer, answer.time_in)  # in vain if these have been forgotten meanwhile
 
 
 class _Answer:
@@ -113,6 +95,15 @@ class _Answer:
             self.body += message.get("body", b"")
             self.ended = not message.get("more_body", False)
         await self._send(message)
+
+
+def _note(refusals: OrderedDict[Kind, _Refusal], kind: Kind, answer: _Answer, time_in_s: float) -> None:
+    now = asyncio.get_running_loop().time()
+    until = now + min(REPEATED_S, time_in_s / 2)
+    refusals[kind] = _Refusal(tuple(answer.headers), bytes(answer.body), until, now + time_in_s)
+    refusals.move_to_end(kind)
+    if len(refusals) > _KINDS:
+        refusals.popitem(last=False)
 
 
 def _kind(scope: Scope) -> Kind:

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from macer_serve.errors import MacerError
 from macer_serve.serving.problems import OverloadedError, SlowUploadError, problem_of
-from macer_serve.serving.upload_limits import STALLED_S, peer_of
-from macer_serve.serving.whole_uploads import has_body, with_whole
+from macer_serve.serving.upload_limits import STALLED_S, has_body, peer_of
+from macer_serve.serving.whole_uploads import with_whole
 
 SLOW_S = 60.0  # for which a client is known to be slow
 HELD_S = 10.0  # in which an upload of a slow client must have come
@@ -81,6 +81,8 @@ class HoldSlowUploads:
                 if full:
                     return OverloadedError(f"{self._held.total()} uploads are in progress already; try again shortly")
                 came = await self._until_its_turn(peer, upload)
+                if came is None:
+                    came = await upload.hold(HELD_S)
             late = f"the upload is too slow: after earlier ones that were, it must come within {HELD_S:g} s"
             return None if came else SlowUploadError(late)
         finally:
@@ -88,10 +90,13 @@ class HoldSlowUploads:
             if not self._held[peer]:
                 del self._held[peer]
 
-    async def _until_its_turn(self, peer: str, upload: _Upload) -> bool:
-        """Returns whether an unfinished upload may go on: because it has become whole, or its turn has come."""
-        if self._is_slow(peer):  # by another upload, meanwhile
-            return bool(await upload.hold(HELD_S))
+    async def _until_its_turn(self, peer: str, upload: _Upload) -> bool | None:
+        """Returns whether an unfinished upload may go on: because it has become whole, or its turn has come.
+
+        Returns None if another upload of its client has turned out to be slow.
+        """
+        if self._is_slow(peer):
+            return None
         now = asyncio.get_running_loop().time()
         turn = max(now, self._next_at)
         self._next_at = turn + PACE_S
@@ -106,7 +111,7 @@ class HoldSlowUploads:
         if came is None and not self._is_slow(peer):
             return True
         self._next_at -= PACE_S  # it needs no turn
-        return bool(await upload.hold(HELD_S) if came is None else came)
+        return came
 
     def _is_slow(self, peer: str) -> bool:
         return self._slow_until.get(peer, 0.0) > asyncio.get_running_loop().time()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
 from macer_serve.serving.problems import ClientLeftError, OverloadedError, SlowUploadError
 from macer_serve.serving.whole_uploads import came_whole
@@ -127,3 +128,9 @@ def peer_of(request: Request) -> str:
     except ValueError:
         return host
     return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def has_body(scope: Scope) -> bool:
+    """Returns whether a request of this scope brings a body."""
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"

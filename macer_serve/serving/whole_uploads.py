@@ -13,12 +13,6 @@ _WHOLE, _BODY = "macer_serve.whole", "macer_serve.body"
 _SMALL = 64 * 2**10  # bytes; Ray keeps arguments of 100 KiB and more in a store of their own
 
 
-def has_body(scope: Scope) -> bool:
-    """Returns whether a request of this scope brings a body."""
-    headers = dict(scope["headers"])
-    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-
-
 def with_whole(scope: Scope, body: bytes) -> Scope:
     """Returns the scope of a request whose body came whole."""
     return {**scope, _WHOLE: True, **({_BODY: body} if len(body) <= _SMALL else {})}

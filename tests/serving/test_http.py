@@ -21,7 +21,7 @@ from PIL import Image
 from serving.conftest import calls_of
 
 from macer_serve.issuing import Issuer
-from macer_serve.serving.repeated_refusals import TIME_IN
+from macer_serve.serving.problems import TIME_IN
 from macer_serve.serving.schemas import Answer
 from macer_serve.smoothed import SmoothedClassifier
 from macer_serve.smoothing.certificate import Certificate

@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from macer_serve.serving import repeated_refusals
+from macer_serve.serving.problems import TIME_IN, time_in
 from macer_serve.serving.proxy import ProblemsOnly
-from macer_serve.serving.repeated_refusals import TIME_IN, RepeatRefusals, time_in
+from macer_serve.serving.repeated_refusals import RepeatRefusals
 from macer_serve.serving.whole_uploads import with_whole
 
 MEDIA_TYPE = "application/problem+json"
