@@ -26,7 +26,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,7 @@ import numpy as np
 import yaml
 from engine import machine
 from onnx import TensorProto, helper, numpy_helper
+from own_server import free_port
 
 from macer_serve.checkpoint import GRAPH, load_config, write_checkpoint
 from macer_serve.issuing import Issuer
@@ -155,9 +155,7 @@ class Server:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.file, self.log = state.folder / "deployment.yaml", state.folder / "log"
         self.environment = {

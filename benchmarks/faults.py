@@ -15,6 +15,7 @@ from own_server import Server
 
 MB = 2**20
 _FLAT_MB, _FLAT_SHARE = 16.0, 0.05  # growth that still counts as flat
+_LOADING_S = 30.0  # in which a process of Ray, after a kill, still loads its modules
 
 
 class Faults:
@@ -82,7 +83,7 @@ class Faults:
 
 
 class Memory:
-    """Private memory of each role's largest process, sampled over time."""
+    """Private memory of each role's largest process, sampled over time. Those that have just started are left out."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -108,6 +109,8 @@ class Memory:
         sizes: dict[str, float] = defaultdict(float)
         for role, process in self._server.processes():
             with contextlib.suppress(psutil.Error):
+                if time.time() - process.create_time() < _LOADING_S:
+                    continue
                 memory = process.memory_info()
                 sizes[role] = max(sizes[role], (memory.rss - memory.shared) / MB)
         return dict(sizes)

@@ -165,10 +165,19 @@ def _configured(folder: Path, changes: dict[str, Any]) -> Path:
 def on_free_port(source: Path) -> Any:
     """Returns the shipped deployment of the project in `source`, on a free port."""
     config = yaml.safe_load((source / "deployments" / "smoothed.yaml").read_text())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        config["http_options"]["port"] = probe.getsockname()[1]
+    config["http_options"]["port"] = free_port()
     return config
+
+
+def free_port() -> int:
+    """Returns a TCP port on which nobody listens, and that no other process gets by chance meanwhile.
+
+    It lies above those of Ray's workers and below those that Linux gives to who asks for any.
+    """
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port := 20_000 + secrets.randbelow(12_000)))
+            return port
 
 
 @contextlib.contextmanager

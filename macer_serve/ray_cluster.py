@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from macer_serve.errors import ClusterError, ParameterError, first_line
 
 # Ray takes minutes to give up on an address that does not answer.
 CONNECT_S = 5.0
+START_S = 120.0  # for a node that Ray starts here
 
 
 @contextlib.contextmanager
@@ -37,7 +41,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     try:
         if address not in ("local", "auto"):
             _require_answer(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        with patience():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # of many kinds: of the file system, of the network, of Ray itself
         what = "Ray cannot start here" if address == "local" else f"the Ray cluster at {address} cannot be joined"
         raise ClusterError(f"{what}: {first_line(error)}", settings=settings) from error
@@ -47,6 +52,34 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Lets `ray.init` within the block wait for a node of its own for `START_S`: Ray's 30 s are few on a busy machine.
+
+    Ray offers no setting for it. It asks for the node until the time is over, and asks once more if that says no.
+    """
+    from ray._private import services as module
+
+    services: Any = module
+    get_node, ends = services.get_node, time.monotonic() + START_S
+
+    @functools.wraps(get_node)
+    def patiently(*arguments: Any) -> Any:
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # the node has not registered yet
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = patiently
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 def _require_answer(address: str) -> None:

@@ -98,7 +98,17 @@ ALLOWED = {
         "issuing",
         "voters",
     },
-    "serving": {"errors", "atomic_writes", "smoothed", "smoothing", "checkpoint", "issuing", "voters", "images"},
+    "serving": {
+        "errors",
+        "atomic_writes",
+        "ray_cluster",
+        "smoothed",
+        "smoothing",
+        "checkpoint",
+        "issuing",
+        "voters",
+        "images",
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from ray._private import services
 
 from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
-from macer_serve.ray_cluster import cores_each
+from macer_serve.ray_cluster import cores_each, patience
 
 
 @pytest.fixture
@@ -58,6 +60,26 @@ def test_a_cluster_that_cannot_be_had_is_one_line(
     assert result.stderr.count("\n") == 1
     assert result.stderr.rstrip().endswith("(--address)") == bool(arguments)
     assert not (tmp_path / "log.tsv").exists()
+
+
+def test_a_slow_start_is_waited_for_and_a_failed_one_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("macer_serve.ray_cluster.START_S", 0.5)
+    asked: list[float] = []
+
+    def not_yet(address: str, node: str) -> str:
+        asked.append(time.monotonic())
+        if len(asked) < 3 or node == "dead":
+            raise RuntimeError("no such node")
+        return node
+
+    monkeypatch.setattr(services, "get_node", not_yet)
+    with patience():
+        assert services.get_node("127.0.0.1:1", "slow") == "slow"
+        assert len(asked) == 3
+        with pytest.raises(RuntimeError, match="no such node"):
+            services.get_node("127.0.0.1:1", "dead")
+        assert asked[-1] - asked[0] >= 0.5
+    assert services.get_node is not_yet
 
 
 def test_an_address_without_workers_is_refused(tmp_path: Path) -> None:

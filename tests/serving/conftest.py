@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -40,10 +41,14 @@ pytest.importorskip("ray")
 
 
 def free_port() -> int:
-    """Returns a TCP port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a TCP port on which nobody listens, and that no other process gets by chance meanwhile.
+
+    It lies above those of Ray's workers and below those that Linux gives to who asks for any.
+    """
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port := 20_000 + secrets.randbelow(12_000)))
+            return port
 
 
 class Server:
