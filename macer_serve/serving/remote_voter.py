@@ -115,7 +115,7 @@ class RemoteVoter:
         expected = self._expected.votes(plan, cap)
         stalled = self._rate.stalled_s(now)
         missing = self._until_restarted() if stalled else 0.0
-        if missing >= budget_s:
+        if stalled and missing >= budget_s:
             raise UnavailableError(f"no voter has counted for {stalled:.0f} s; try again later", missing)
         # A request that finds nobody else in work is admitted: it gets what can be proved within its time.
         wait = self._schedule.wait_for(expected, budget_s - missing, now, self._rate.speed) if jobs else 0.0

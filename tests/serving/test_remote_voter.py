@@ -291,6 +291,18 @@ def test_a_voter_that_does_not_answer_is_unavailable(failure: Exception) -> None
         asyncio.run(RemoteVoter(Handle(honest, failure), 1, "sha256:a").ask(0.3))
 
 
+def test_who_has_no_time_at_all_is_admitted_by_voters_that_count() -> None:
+    async def alone() -> Certification:
+        voter = RemoteVoter(Handle(honest), 1, "sha256:a")
+        described = await voter.describe()
+        with voter.admitted(PLAN, 1000, 0.0) as job:
+            return await voter.drive(job, certification(), X, b"s" * 16, described)
+
+    run = asyncio.run(alone())
+    assert run.done
+    assert run.drawn < run.most
+
+
 def test_who_cannot_be_answered_in_time_is_refused_at_once() -> None:
     async def slow(request: Request) -> Any:
         await asyncio.sleep(0.2)
