@@ -26,7 +26,7 @@ from macer_serve.serving.hosts import trusted
 from macer_serve.serving.settings import LimitSettings
 from macer_serve.serving.upload_limits import STALLED_S
 
-PROBLEM = "application/problem+json"
+PROBLEM, PNG = "application/problem+json", {"content-type": "image/png"}
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
 
 
@@ -230,6 +230,37 @@ def test_nobody_of_a_crowd_at_one_address_is_called_slow(
     assert set(statuses) <= {200, 429}, statuses
     assert statuses[200] >= 8  # the server's places
     assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
+
+
+def test_the_proxy_repeats_a_refusal_without_asking_the_ingress(
+    server: Any, client: httpx.Client, images: list[bytes]
+) -> None:
+    """The ingress is stopped meanwhile, so that no other request is answered."""
+    (ingress,) = server.processes("ray::ServeReplica:macer:ingress")
+    plan = {"model": "cifar10", "tolerance": 1e-6, "n": 100_000}
+
+    def ask(timeout_s: float, image: bytes, patience_s: float = 1.0) -> httpx.Response:
+        asked = plan | {"timeout_s": timeout_s}
+        return client.post("/predict", params=asked, content=image, headers=PNG, timeout=patience_s)
+
+    before = calls_of(client, "cifar10")
+    with socket.create_connection(("127.0.0.1", server.port)) as in_work:
+        head = b"POST /predict?tolerance=1e-6&n=100000 HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+        in_work.sendall(head + b"Content-Length: %d\r\n\r\n" % len(images[1]) + images[1])
+        while calls_of(client, "cifar10") == before:
+            pass
+        first = ask(0.5, images[1], 60)
+        os.kill(ingress, signal.SIGSTOP)
+        try:
+            again = ask(0.5, images[2])
+            with pytest.raises(httpx.ReadTimeout):
+                ask(0.6, images[2])
+        finally:
+            os.kill(ingress, signal.SIGCONT)
+    assert (first.status_code, again.status_code) == (429, 429), again.text
+    assert again.content == first.content
+    assert again.headers["x-request-id"] != first.headers["x-request-id"]
+    assert 0 <= int(first.headers["retry-after"]) - int(again.headers["retry-after"]) <= 1
 
 
 def test_what_serve_answers_itself_is_a_problem(server: Any, client: httpx.Client, images: list[bytes]) -> None:
