@@ -91,7 +91,7 @@ def words(text: str) -> list[str]:
 
 
 VALUES = words("0 -1 1 1e999 nan inf -0 0x10 true False null [] {} % ' ../../etc/passwd 1;2 1,2 1_0 0.1e-400 quick é ٣")
-VALUES += ["", " ", "\x00", "\ud7ff", "9" * 400, "a" * 3000]
+VALUES += ["", " ", "\x00", "\ud7ff", "9" * 400, "a" * 3000, "5e-324", "1e308"]
 NAMES = ["", *words("model n alpha radius tolerance mode timeout_s stream coarse seed N n[]")]
 CHARSETS = words("undefined utf-16 utf-7 idna punycode base64 rot13 zlib hex unicode_escape x\\0")
 PATHS = ["/predict", "/v1/predict", "/predict/", "/v1/predict/"]

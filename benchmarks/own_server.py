@@ -170,7 +170,7 @@ def on_free_port(source: Path) -> Any:
 
 
 def free_port() -> int:
-    """Returns a TCP port on which nobody listens, and that no other process gets by chance meanwhile.
+    """Returns a TCP port on which nobody listens, and that hardly any other process gets by chance.
 
     It lies above those of Ray's workers and below those that Linux gives to who asks for any.
     """

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import signal
 import socket
-import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,18 @@ from typing import Any
 
 from macer_serve.errors import ClusterError, ParameterError, first_line
 
+log = logging.getLogger(__name__)
+
+TOO_SLOW = "timed out during startup"  # in what Ray says if it was
+
 # Ray takes minutes to give up on an address that does not answer.
 CONNECT_S = 5.0
-START_S = 120.0  # for a node that Ray starts here
+
+# Settings that Ray reads from the environment of the process that starts it.
+ENVIRONMENT = {
+    "RAY_gcs_server_port_wait_time_s": "120",  # Ray's 30 s are few on a busy machine
+    "RAY_worker_niceness": "0",  # Ray's 15 would leave its workers behind every other program
+}
 
 
 @contextlib.contextmanager
@@ -29,7 +37,8 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     environment's RAY_ADDRESS, if there is one. A program that has joined a cluster before stays in it. Raises
     `ClusterError` if Ray cannot start or the cluster does not answer.
     """
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, gives workers less of the CPU than others
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
@@ -41,8 +50,7 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
     try:
         if address not in ("local", "auto"):
             _require_answer(address)
-        with patience():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        start_ray(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # of many kinds: of the file system, of the network, of Ray itself
         what = "Ray cannot start here" if address == "local" else f"the Ray cluster at {address} cannot be joined"
         raise ClusterError(f"{what}: {first_line(error)}", settings=settings) from error
@@ -54,32 +62,31 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-@contextlib.contextmanager
-def patience() -> Iterator[None]:
-    """Lets `ray.init` within the block wait for a node of its own for `START_S`: Ray's 30 s are few on a busy machine.
+def start_ray(**options: Any) -> None:
+    """Calls `ray.init`, and once more if Ray gave up on itself because the machine is busy. Raises as `ray.init` does.
 
-    Ray offers no setting for it. It asks for the node until the time is over, and asks once more if that says no.
+    A raylet ends itself if its agents, Python programs of many modules, are not there 15 s after it has started them;
+    Ray has no setting for that (ray-project/ray#65983), and says after 30 s that the node timed out during startup.
     """
-    from ray._private import services as module
+    import ray
 
-    services: Any = module
-    get_node, ends = services.get_node, time.monotonic() + START_S
-
-    @functools.wraps(get_node)
-    def patiently(*arguments: Any) -> Any:
-        while True:
-            try:
-                return get_node(*arguments)
-            except RuntimeError:  # the node has not registered yet
-                if time.monotonic() > ends:
-                    raise
-                time.sleep(0.1)
-
-    services.get_node = patiently
     try:
-        yield
-    finally:
-        services.get_node = get_node
+        ray.init(**options)
+    except Exception as error:  # Ray raises no kind of its own here
+        if TOO_SLOW not in str(error):
+            raise
+        log.warning("Ray was too slow to start on this busy machine, and is started once more")
+        _end_what_started(error)
+        ray.init(**options)
+
+
+def _end_what_started(error: Exception) -> None:
+    """Ends the processes of the node whose start raised the error. Nothing but the traceback knows them any more."""
+    from ray._private.node import Node
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(node := frame.f_locals.get("self"), Node):
+            node.kill_all_processes(check_alive=False)
 
 
 def _require_answer(address: str) -> None:

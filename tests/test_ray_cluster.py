@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from ray._private import services
 
 from macer_serve.checkpoint import load_config
 from macer_serve.cli import main
-from macer_serve.ray_cluster import cores_each, patience
+from macer_serve.ray_cluster import cores_each
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -62,24 +65,27 @@ def test_a_cluster_that_cannot_be_had_is_one_line(
     assert not (tmp_path / "log.tsv").exists()
 
 
-def test_a_slow_start_is_waited_for_and_a_failed_one_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("macer_serve.ray_cluster.START_S", 0.5)
-    asked: list[float] = []
+def test_ray_is_started_again_if_its_agents_were_too_slow(tmp_path: Path) -> None:
+    """An agent that starts 20 s late, as on a busy machine, has the raylet end itself."""
+    late = tmp_path / "late"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"""
+from pathlib import Path
+import time
 
-    def not_yet(address: str, node: str) -> str:
-        asked.append(time.monotonic())
-        if len(asked) < 3 or node == "dead":
-            raise RuntimeError("no such node")
-        return node
-
-    monkeypatch.setattr(services, "get_node", not_yet)
-    with patience():
-        assert services.get_node("127.0.0.1:1", "slow") == "slow"
-        assert len(asked) == 3
-        with pytest.raises(RuntimeError, match="no such node"):
-            services.get_node("127.0.0.1:1", "dead")
-        assert asked[-1] - asked[0] >= 0.5
-    assert services.get_node is not_yet
+late = Path({str(late)!r})
+if b"dashboard/agent.py" in Path("/proc/self/cmdline").read_bytes() and not late.exists():
+    late.touch()
+    time.sleep(20)
+"""
+    )
+    code = "from macer_serve.ray_cluster import ray_cluster\nwith ray_cluster('local'): print('up')"
+    paths = [str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "up\n"), done.stderr[-2000:]
+    assert late.exists()
+    assert "is started once more" in done.stderr
 
 
 def test_an_address_without_workers_is_refused(tmp_path: Path) -> None:

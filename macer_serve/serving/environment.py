@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from macer_serve import ray_cluster
+
 # A request passes three processes. By gRPC, and without further threads in them, that takes little more than half the
 # time.
 BY_GRPC = {
@@ -13,6 +15,7 @@ BY_GRPC = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
 ENVIRONMENT = {
+    **ray_cluster.ENVIRONMENT,
     **BY_GRPC,
     # A Ray instance of this machine alone, which listens on the loopback address. The name is that of Ray's switch for
     # the systems on which this is the default.
@@ -20,7 +23,6 @@ ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "macer_serve.serving.ports:guard_proxy",
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # a voter that cannot start now cannot start in a second
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray's 15 would leave the server behind every other program
 }
 
 

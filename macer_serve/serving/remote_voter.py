@@ -24,6 +24,7 @@ from macer_serve.voters import Task
 log = logging.getLogger("ray.serve")
 
 _DESCRIBED_S = 0.25  # a replica that has not described itself after this time is late
+_LEAST_ASKED_S = 1.0
 _BACK_S = 0.05  # a driven run comes back so long before the deadline of its request
 _LEAST_S = 0.01  # that a voter is given to drive a run, however late it is
 _OTHER_ENGINE = "no voter of the engine that began this certificate is left; try again"
@@ -57,8 +58,11 @@ class RemoteVoter:
     # --- what a replica says of itself --------------------------------------------------------------------------------
 
     async def describe(self, timeout_s: float = 10.0) -> VoterDescription:
-        """Returns what a replica has said of itself. Asks, and raises, as `ask` does if none has said anything."""
-        return await self.ask(timeout_s) if self._voter is None or self._stale else self._voter
+        """Returns what a replica has said of itself. Asks, and raises, as `ask` does if none has said anything.
+
+        Waits a second at least: a shorter deadline of a client is no fault of the voters.
+        """
+        return await self.ask(max(timeout_s, _LEAST_ASKED_S)) if self._voter is None or self._stale else self._voter
 
     async def ask(self, timeout_s: float) -> VoterDescription:
         """Returns what a replica says of itself now. A late replica is not waited for if another one answers.

@@ -17,7 +17,7 @@ from ray.serve._private.common import ReplicaState
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from macer_serve.errors import MacerError, ServingError, first_line
-from macer_serve.ray_cluster import patience
+from macer_serve.ray_cluster import start_ray
 from macer_serve.serving import changes
 from macer_serve.serving.app import NO_KEY
 from macer_serve.serving.changes import POLL_S, application, settled
@@ -59,15 +59,14 @@ def _start(deployment: Deployment, verbose: bool, signals: Signals) -> None:
     schema, level = deployment.schema, logging.INFO if verbose else logging.ERROR
     logging.getLogger("ray").setLevel(level)
     try:
-        with patience():
-            ray.init(
-                address="local",
-                namespace="serve",
-                num_cpus=changes.room_for(deployment.settings),
-                include_dashboard=False,
-                log_to_driver=verbose,
-                logging_level=level,
-            )
+        start_ray(
+            address="local",
+            namespace="serve",
+            num_cpus=changes.room_for(deployment.settings),
+            include_dashboard=False,
+            log_to_driver=verbose,
+            logging_level=level,
+        )
         signals.handle()  # Ray has put its own handlers in their place
         for name in ("ray", "ray.serve"):
             logging.getLogger(name).setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -239,28 +240,34 @@ def test_the_proxy_repeats_a_refusal_without_asking_the_ingress(
     (ingress,) = server.processes("ray::ServeReplica:macer:ingress")
     plan = {"model": "cifar10", "tolerance": 1e-6, "n": 100_000}
 
-    def ask(timeout_s: float, image: bytes, patience_s: float = 1.0) -> httpx.Response:
+    def ask(timeout_s: float, image: bytes, patience_s: float = 1) -> httpx.Response | None:
+        """Returns None if no answer comes."""
         asked = plan | {"timeout_s": timeout_s}
-        return client.post("/predict", params=asked, content=image, headers=PNG, timeout=patience_s)
+        with contextlib.suppress(httpx.ReadTimeout):
+            return client.post("/predict", params=asked, content=image, headers=PNG, timeout=patience_s)
+        return None
 
-    before = calls_of(client, "cifar10")
-    with socket.create_connection(("127.0.0.1", server.port)) as in_work:
-        head = b"POST /predict?tolerance=1e-6&n=100000 HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-        in_work.sendall(head + b"Content-Length: %d\r\n\r\n" % len(images[1]) + images[1])
+    head = b"POST /predict?tolerance=1e-6&n=100000 HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    deadline, before, again = time.monotonic() + 60, calls_of(client, "cifar10"), None
+    with contextlib.ExitStack() as in_work:
+        for image in images[:4]:
+            connection = in_work.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(image) + image)
         while calls_of(client, "cifar10") == before:
-            pass
-        first = ask(0.5, images[1], 60)
-        os.kill(ingress, signal.SIGSTOP)
-        try:
-            again = ask(0.5, images[2])
-            with pytest.raises(httpx.ReadTimeout):
-                ask(0.6, images[2])
-        finally:
-            os.kill(ingress, signal.SIGCONT)
-    assert (first.status_code, again.status_code) == (429, 429), again.text
+            assert time.monotonic() < deadline, "no request comes to work"
+        while again is None:  # a request of before, or of the last turn, may have ended: then there may be time
+            assert time.monotonic() < deadline, "no refusal is repeated"
+            first = ask(0.5, images[4], 60)
+            os.kill(ingress, signal.SIGSTOP)
+            try:
+                again, another = ask(0.5, images[5]), ask(0.6, images[5])
+            finally:
+                os.kill(ingress, signal.SIGCONT)
+    assert first is not None
+    assert (first.status_code, again.status_code, another) == (429, 429, None)
     assert again.content == first.content
     assert again.headers["x-request-id"] != first.headers["x-request-id"]
-    assert 0 <= int(first.headers["retry-after"]) - int(again.headers["retry-after"]) <= 1
+    assert 0 <= int(first.headers["retry-after"]) - int(again.headers["retry-after"]) <= 2
 
 
 def test_what_serve_answers_itself_is_a_problem(server: Any, client: httpx.Client, images: list[bytes]) -> None:

@@ -294,7 +294,7 @@ def test_a_voter_that_does_not_answer_is_unavailable(failure: Exception) -> None
 def test_who_has_no_time_at_all_is_admitted_by_voters_that_count() -> None:
     async def alone() -> Certification:
         voter = RemoteVoter(Handle(honest), 1, "sha256:a")
-        described = await voter.describe()
+        described = await voter.describe(5e-324)
         with voter.admitted(PLAN, 1000, 0.0) as job:
             return await voter.drive(job, certification(), X, b"s" * 16, described)
 
