@@ -170,9 +170,10 @@ def on_free_port(source: Path) -> Any:
 
 
 def free_port() -> int:
-    """Returns a TCP port on which nobody listens, and that hardly any other process gets by chance.
+    """Returns a TCP port on which nobody listens.
 
-    It lies above those of Ray's workers and below those that Linux gives to who asks for any.
+    It lies above the ports of Ray's workers and below the range from which Linux picks ports (32768 and above), so that
+    another process hardly takes it before the server does.
     """
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):

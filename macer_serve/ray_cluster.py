@@ -17,7 +17,7 @@ from macer_serve.errors import ClusterError, ParameterError, first_line
 
 log = logging.getLogger(__name__)
 
-TOO_SLOW = "timed out during startup"  # in what Ray says if it was
+TOO_SLOW = "timed out during startup"  # part of Ray's message if its start took too long
 
 # Ray takes minutes to give up on an address that does not answer.
 CONNECT_S = 5.0
@@ -63,10 +63,10 @@ def ray_cluster(address: str | None = None) -> Iterator[None]:
 
 
 def start_ray(**options: Any) -> None:
-    """Calls `ray.init`, and once more if Ray gave up on itself because the machine is busy. Raises as `ray.init` does.
+    """Calls `ray.init`; if the machine is too busy for Ray to start in time, once more. Raises as `ray.init` does.
 
-    A raylet ends itself if its agents, Python programs of many modules, are not there 15 s after it has started them;
-    Ray has no setting for that (ray-project/ray#65983), and says after 30 s that the node timed out during startup.
+    Ray's raylet starts agents, and ends itself if they are not ready within 15 s. `ray.init` then fails after 30 s. Ray
+    has no setting for the 15 s (ray-project/ray#65983).
     """
     import ray
 
